@@ -1,0 +1,18 @@
+"""A small GPT on the State of the Union addresses."""
+
+from lm.config import default
+
+
+def get_config():
+    """The config."""
+    config = default()
+    config.model.layers = 4
+    config.model.width = 256
+    config.model.heads = 4
+    config.model.scan_layers = False
+    config.data.context = 256
+    config.data.global_batch = 16
+    config.train.steps = 100
+    config.optim.weight_decay = 0.1
+    config.optim.warmup = "5%"
+    return config

@@ -1,0 +1,182 @@
+"""Checkpoints: Orbax behind one module. Parameters, optimizer state and meta are separate items, saved in the background.
+
+Each finished checkpoint gets checksums of its files. The latest is what verifies: a torn or changed one is set aside with a
+warning, and the one before is used.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import warnings
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as keep_policies
+
+from lm.errors import CheckpointError
+
+CHECKSUMS = "checksums.json"
+# What Orbax, TensorStore and the file system raise over files that are damaged or gone.
+_DAMAGE = (ValueError, OSError, KeyError, TypeError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint's items, by name, and what was written beside them."""
+
+    step: int
+    items: dict
+    meta: dict
+
+
+class Checkpoints:
+    """The checkpoints of one run. Only the trainer writes; everyone else opens `read_only`."""
+
+    def __init__(self, directory: pathlib.Path, keep: int = 1, keep_every: int = 0, read_only: bool = False):
+        self.directory = pathlib.Path(directory).resolve()
+        self.read_only = read_only
+        if read_only:
+            self._manager = None
+            return
+        policies = [keep_policies.LatestN(keep)] + ([keep_policies.EveryNSteps(keep_every)] if keep_every else [])
+        self.directory.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(preservation_policy=keep_policies.AnyPreservationPolicy(policies))
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def steps(self) -> list[int]:
+        """Steps of the finished checkpoints, rising."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit() and path.is_dir())
+
+    def save(self, step: int, items: dict, meta: dict):
+        """Starts saving trees of arrays by name; returns when they may change again. Errors of an earlier save surface here."""
+        self.check()
+        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        meta = meta | {"step": step, "manifest": {name: manifest(tree) for name, tree in items.items()}}
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)), force=True)
+        except OSError as error:
+            raise _failed(step, self.directory, error) from error
+
+    def check(self):
+        """Raises CheckpointError when a background save failed, and seals the ones that are done."""
+        try:
+            self._manager.check_for_errors()
+        except _DAMAGE as error:
+            raise _failed(None, self.directory, error) from error
+        if not self._manager.is_saving_in_progress():
+            self._seal()
+
+    def close(self):
+        """Waits for the last save."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except _DAMAGE as error:
+            raise _failed(None, self.directory, error) from error
+        finally:
+            self._manager.close()
+        self._seal()
+
+    def restore(self, abstract: dict, step: int | None = None) -> Restored | None:
+        """Items named in `abstract` (trees of ShapeDtypeStruct with shardings) and the meta of a step, or of the latest good one.
+
+        None when there is no checkpoint at all; CheckpointError when `step` is missing or damaged, or none is good.
+        """
+        steps = self.steps()
+        if step is not None and step not in steps:
+            raise CheckpointError(f"{self.directory} has no checkpoint of step {step}: it has {', '.join(map(str, steps)) or 'none'}")
+        for candidate in [step] if step is not None else reversed(steps):
+            try:
+                self._verify(candidate)
+                return self._read(candidate, abstract)
+            except _DAMAGE as error:
+                problem = f"checkpoint {self.directory / str(candidate)} is damaged ({_one_line(error)})"
+                if step is not None:
+                    raise CheckpointError(f"{problem}: use another of the steps {', '.join(map(str, steps))}") from error
+                warnings.warn(f"{problem}; falling back to the one before", stacklevel=2)
+                self._set_aside(candidate)
+        if steps:
+            raise CheckpointError(f"none of the checkpoints in {self.directory} can be read: train again in a new work directory")
+        return None
+
+    def read_meta(self, step: int | None = None) -> dict:
+        """The meta of a step, or of the latest checkpoint."""
+        steps = self.steps()
+        if not steps:
+            raise CheckpointError(f"{self.directory} has no checkpoint: train first")
+        return json.loads((self.directory / str(steps[-1] if step is None else step) / "meta" / "metadata").read_text())
+
+    def _read(self, step, abstract):
+        with ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(read_only=True)) as reader:
+            meta = reader.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            for name, tree in abstract.items():
+                _compare(f"{self.directory / str(step)}: {name}", meta["manifest"].get(name, {}), manifest(tree))
+            args = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+            restored = reader.restore(step, args=ocp.args.Composite(**args))
+        return Restored(step, {name: restored[name] for name in abstract}, meta)
+
+    def _seal(self):
+        if jax.process_index() != 0:
+            return
+        for step in self.steps():
+            folder = self.directory / str(step)
+            if not (folder / CHECKSUMS).exists():
+                (folder / f"{CHECKSUMS}.tmp").write_text(json.dumps(checksums(folder)))
+                (folder / f"{CHECKSUMS}.tmp").rename(folder / CHECKSUMS)
+
+    def _verify(self, step):
+        folder = self.directory / str(step)
+        if not (folder / CHECKSUMS).exists():  # killed between the save and its sealing: reading it is the only check
+            return
+        wanted, found = json.loads((folder / CHECKSUMS).read_text()), checksums(folder)
+        for name in wanted:
+            if found.get(name) != wanted[name]:
+                raise ValueError(f"{name} {'has changed' if name in found else 'is missing'}")
+
+    def _set_aside(self, step):
+        if self.read_only or jax.process_index() != 0:
+            return
+        target = self.directory / f"damaged-{step}"
+        number = 1
+        while target.exists():
+            number += 1
+            target = self.directory / f"damaged-{step}-{number}"
+        (self.directory / str(step)).rename(target)
+        self._manager.reload()
+
+
+def manifest(tree) -> dict[str, list]:
+    """{path: [shape, dtype]} of a tree of arrays."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves}
+
+
+def checksums(folder: pathlib.Path) -> dict[str, str]:
+    """{relative path: blake2b} of every file of a checkpoint but the checksums themselves."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(CHECKSUMS))
+    return {str(path.relative_to(folder)): _digest(path) for path in files}
+
+
+def _digest(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _compare(where, stored, wanted):
+    for path in sorted(stored.keys() | wanted.keys()):
+        if stored.get(path) != wanted.get(path):
+            raise CheckpointError(f"{where}/{path} is {stored.get(path, 'missing')} in the checkpoint and {wanted.get(path, 'missing')} "
+                                  "in this model: use the config it was trained with")
+
+
+def _failed(step, directory, error):
+    name = "a background save" if step is None else f"saving step {step}"
+    return CheckpointError(f"{name} to {directory} failed ({_one_line(error)}): free space or mend the folder, then run the same command "
+                           "to go on from the checkpoint before")
+
+
+def _one_line(error) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

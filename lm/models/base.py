@@ -1,0 +1,63 @@
+"""What every model with parameters offers, whatever its family: pure functions over a tree of parameters."""
+
+import abc
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel(abc.ABC):
+    """A Linen module with the interface that training, evaluation and decoding meet.
+
+    `max_positions` is the longest sequence that the model can take in one piece (None: any length).
+    """
+
+    module: nn.Module
+    vocab_size: int
+    max_positions: int | None
+
+    def init_boxed(self, rng: jax.Array):
+        """Parameters with their logical axes, as Linen boxes."""
+        row = jnp.zeros((1, 2), jnp.int32)
+        batch = {"tokens": row, "segments": row + 1, "positions": row}
+        return self.module.init({"params": rng}, batch)["params"]
+
+    def init(self, rng: jax.Array):
+        """Fresh float32 parameters: a nested dict of arrays."""
+        return nn.meta.unbox(self.init_boxed(rng))
+
+    def apply(self, params, batch: dict, *, train: bool = False, dropout_rng: jax.Array | None = None) -> jax.Array:
+        """Hidden states [B, T, D] in the compute type, of a batch with tokens, segments and positions [B, T]."""
+        rngs = {} if dropout_rng is None else {"dropout": dropout_rng}
+        return self.module.apply({"params": params}, batch, train=train, rngs=rngs)
+
+    @abc.abstractmethod
+    def unembedding(self, params) -> jax.Array:
+        """The output matrix [D, V] in float32: logits are hidden states times it."""
+
+    @abc.abstractmethod
+    def init_decode(self, batch_size: int, max_len: int):
+        """State before the first of at most `max_len` tokens of each of `batch_size` sequences."""
+
+    @abc.abstractmethod
+    def decode_step(self, params, state, tokens: jax.Array, valid: jax.Array | None = None) -> tuple[jax.Array, object]:
+        """Float32 logits [B, n, V] after each of the tokens [B, n], and the state after them.
+
+        `valid` [B, n] marks real tokens, True up to each row's length: the state of a row stops at its last valid token,
+        so prompts of unequal length share one call.
+        """
+
+    @abc.abstractmethod
+    def forward_flops(self, context: int, causal: bool = True) -> float:
+        """FLOPs per token of a forward pass over rows of `context` tokens: matrix products only, two per multiply-add.
+
+        Attention counts the keys that a query sees (half of them on average); `causal=False` counts all, as dense code computes.
+        """
+
+
+def logits_of(hidden: jax.Array, unembedding: jax.Array) -> jax.Array:
+    """Float32 logits [..., V]; the product runs in hidden's type and accumulates in float32."""
+    return jnp.matmul(hidden, unembedding.astype(hidden.dtype), preferred_element_type=jnp.float32)

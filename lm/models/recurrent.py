@@ -1,0 +1,119 @@
+"""Recurrent language models: Elman RNN (Mikolov et al. 2010), LSTM (Sundermeyer et al. 2012), GRU (Chung et al. 2014)."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lm.layers.dense import Dropout, Embedding, Kernel, matmul
+from lm.layers.norms import Norm
+from lm.layers.recurrence import GATES, Recurrence, empty_state
+from lm.models.base import LanguageModel, logits_of
+from lm.parallel import constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """Shape of a recurrent model, with nothing left to default."""
+
+    cell: str
+    vocab_size: int
+    layers: int
+    width: int
+    embedding_width: int
+    residual: bool
+    layer_norm: bool
+    norm: str
+    tie_embeddings: bool
+    dropout: float
+    variational_dropout: bool
+    dtype: str
+    unroll: int
+    remat: str
+
+
+class RecurrentLM(nn.Module):
+    """Tokens to hidden states, and the states after the last token."""
+
+    spec: Spec
+
+    @nn.compact
+    def __call__(self, batch, train: bool = False, states=None, valid=None):
+        """Without `states` (training) hidden [B, T, D] alone; with them (decoding) also the new states."""
+        s, tokens = self.spec, batch["tokens"]
+        decoding = states is not None
+        if not decoding:
+            states = tuple(empty_state(s.cell, tokens.shape[0], s.width) for _ in range(s.layers))
+        dropout = Dropout(s.dropout, shared=(1,) if s.variational_dropout else ())
+        x = dropout(Embedding(s.vocab_size, s.embedding_width, name="embedding")(tokens, s.dtype), train)
+        restart = jnp.zeros(tokens.shape, bool) if decoding else starts_of(batch["segments"])
+        recurrence = nn.remat(Recurrence) if s.remat == "full" else Recurrence
+        new_states = []
+        for layer in range(s.layers):
+            inputs = Norm(s.norm, name=f"norm_{layer}")(x) if s.layer_norm else x
+            y, state = recurrence(s.cell, s.width, s.unroll, name=f"layer_{layer}")(inputs, states[layer], restart, valid)
+            y = dropout(y, train)
+            x = constrain(x + y if s.residual and layer > 0 else y, "batch", "time", "act_width")
+            new_states.append(state)
+        hidden = self.project(x)
+        return (hidden, tuple(new_states)) if decoding else hidden
+
+    @nn.nowrap
+    def project(self, x):
+        """The last norm, and the width of the output matrix; called inside `__call__`."""
+        s = self.spec
+        if s.layer_norm:
+            x = Norm(s.norm, name="final_norm")(x)
+        if not s.tie_embeddings:
+            Kernel(s.vocab_size, ("width", "vocab"), name="unembedding")(s.width, jnp.float32)
+        elif s.embedding_width != s.width:
+            kernel, _ = Kernel(s.embedding_width, ("width", None), name="projection")(s.width, x.dtype)
+            x = matmul(x, kernel)
+        return x
+
+
+def starts_of(segments):
+    """[B, T]: True where a document's part begins."""
+    return jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
+
+
+class RecurrentModel(LanguageModel):
+    """The interface of `LanguageModel` for a recurrent model: its decoding state is the carry."""
+
+    @property
+    def spec(self) -> Spec:
+        """The module's shape."""
+        return self.module.spec
+
+    def unembedding(self, params):
+        """[D, V], or [E, V] of a tied embedding, in float32."""
+        return params["embedding"]["embedding"].T if self.spec.tie_embeddings else params["unembedding"]["kernel"]
+
+    def init_decode(self, batch_size: int, max_len: int):
+        """Empty states; `max_len` does not matter to a recurrence."""
+        return tuple(empty_state(self.spec.cell, batch_size, self.spec.width) for _ in range(self.spec.layers))
+
+    def decode_step(self, params, state, tokens, valid=None):
+        """Logits [B, n, V] and the states after each row's last valid token."""
+        hidden, state = self.module.apply({"params": params}, {"tokens": tokens}, states=state, valid=valid)
+        return logits_of(hidden, self.unembedding(params)), state
+
+    def forward_flops(self, context: int, causal: bool = True) -> float:
+        """FLOPs per token of a forward pass, by the matrices of the cells; neither argument changes it."""
+        s = self.spec
+        inputs = [s.embedding_width] + [s.width] * (s.layers - 1)
+        cells = sum(2 * GATES[s.cell] * s.width * (n + s.width) for n in inputs)
+        project = s.tie_embeddings and s.embedding_width != s.width
+        output_width = s.embedding_width if s.tie_embeddings else s.width
+        return cells + (2 * s.width * s.embedding_width if project else 0) + 2 * output_width * s.vocab_size
+
+
+def build(model, vocab_size: int, context: int) -> RecurrentModel:
+    """The recurrent model of the config's model section; any context will do."""
+    spec = Spec(
+        cell=model.name, vocab_size=vocab_size, layers=model.layers, width=model.width,
+        embedding_width=model.embedding_width or model.width, residual=model.residual, layer_norm=model.layer_norm, norm=model.norm,
+        tie_embeddings=model.tie_embeddings, dropout=model.dropout, variational_dropout=model.variational_dropout,
+        dtype=model.dtype, unroll=model.unroll, remat=model.remat,
+    )
+    return RecurrentModel(RecurrentLM(spec), vocab_size, None)

@@ -1,0 +1,182 @@
+"""Decoder-only Transformer: GPT-2 (Radford et al. 2019) to Llama (Touvron et al. 2023), pre-norm throughout."""
+
+import dataclasses
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lm.layers.attention import Attention, Cache, causal_mask
+from lm.layers.dense import Dropout, Embedding, Kernel
+from lm.layers.feedforward import FeedForward
+from lm.layers.norms import Norm
+from lm.layers.positions import rotary_angles, sinusoids
+from lm.models.base import LanguageModel, logits_of
+from lm.parallel import constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """Shape of a Transformer, with nothing left to default."""
+
+    vocab_size: int
+    context: int
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    ff_width: int
+    norm: str
+    activation: str
+    positions: str
+    rope_base: float
+    qk_norm: bool
+    bias: bool
+    tie_embeddings: bool
+    dropout: float
+    dtype: str
+    scan_layers: bool
+    remat: str
+
+
+class Inputs(nn.Module):
+    """[B, T, D] of tokens at positions, both [B, T]."""
+
+    spec: Spec
+
+    @nn.compact
+    def __call__(self, tokens, positions):
+        s = self.spec
+        x = Embedding(s.vocab_size, s.width, name="tokens")(tokens, s.dtype)
+        if s.positions == "learned":
+            x = x + Embedding(s.context, s.width, ("positions", "width"), name="positions")(positions, s.dtype)
+        if s.positions == "sinusoidal":
+            x = x * s.width**0.5 + sinusoids(positions, s.width).astype(s.dtype)
+        return x
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each normalised before and added to its input."""
+
+    spec: Spec
+    train: bool = False
+
+    @nn.compact
+    def __call__(self, x, mask, angles, cache: Cache | None = None, starts=None):
+        s = self.spec
+        output_scale = (2 * s.layers) ** -0.5  # the residual stream keeps its size at any depth (GPT-2)
+        attention = Attention(s.heads, s.kv_heads, s.head_width, s.bias, s.qk_norm, output_scale, name="attention")
+        y, cache = attention(Norm(s.norm, s.bias, name="attention_norm")(x), mask, angles, cache, starts)
+        x = x + Dropout(s.dropout)(y, self.train)
+        feed_forward = FeedForward(s.ff_width, s.activation, s.bias, output_scale, name="feed_forward")
+        y = feed_forward(Norm(s.norm, s.bias, name="feed_forward_norm")(x))
+        x = x + Dropout(s.dropout)(y, self.train)
+        return constrain(x, "batch", "time", "act_width"), cache
+
+
+def rematerialised(block, remat: str):
+    """The block class with its backward pass recomputing nothing, everything, or all but matrix products."""
+    if remat == "none":
+        return block
+    policy = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[remat]
+    return nn.remat(block, policy=policy, prevent_cse=False)
+
+
+class Transformer(nn.Module):
+    """Tokens to hidden states. Parameters of the layers are stacked [L, ...] with scan_layers, else layer_0, layer_1, ..."""
+
+    spec: Spec
+
+    @nn.compact
+    def __call__(self, batch, train: bool = False):
+        s = self.spec
+        x = Inputs(s, name="inputs")(batch["tokens"], batch["positions"])
+        x = Dropout(s.dropout)(x, train)
+        mask = causal_mask(batch["segments"])
+        angles = rotary_angles(batch["positions"], s.head_width, s.rope_base) if s.positions == "rope" else None
+        block = rematerialised(Block, s.remat)
+        if s.scan_layers:
+            stack = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
+                            in_axes=(nn.broadcast, nn.broadcast), length=s.layers, metadata_params={nn.PARTITION_NAME: "layers"})
+            x, _ = stack(s, train, name="layers")(x, mask, angles)
+        else:
+            for layer in range(s.layers):
+                x, _ = block(s, train, name=f"layer_{layer}")(x, mask, angles)
+        if not s.tie_embeddings:
+            Kernel(s.vocab_size, ("width", "vocab"), name="unembedding")(s.width, jnp.float32)
+        return Norm(s.norm, s.bias, name="final_norm")(x)
+
+
+class Decoding(NamedTuple):
+    """Tokens so far of each row [B], and a cache per layer."""
+
+    lengths: jax.Array
+    caches: tuple[Cache, ...]
+
+
+class TransformerModel(LanguageModel):
+    """The interface of `LanguageModel` for a Transformer."""
+
+    @property
+    def spec(self) -> Spec:
+        """The module's shape."""
+        return self.module.spec
+
+    def unembedding(self, params):
+        """[D, V] in float32."""
+        return params["inputs"]["tokens"]["embedding"].T if self.spec.tie_embeddings else params["unembedding"]["kernel"]
+
+    def init_decode(self, batch_size: int, max_len: int) -> Decoding:
+        """Empty caches [B, S, K, Dh] for S = max_len tokens."""
+        s = self.spec
+        empty = jnp.zeros((batch_size, max_len, s.kv_heads, s.head_width), s.dtype)
+        return Decoding(jnp.zeros(batch_size, jnp.int32), tuple(Cache(empty, empty) for _ in range(s.layers)))
+
+    def decode_step(self, params, state, tokens, valid=None):
+        """Logits [B, n, V] and the caches with n tokens more; the n tokens must fit in the cache."""
+        s, (lengths, caches) = self.spec, state
+        positions = lengths[:, None] + jnp.arange(tokens.shape[1])
+        keys = jnp.arange(caches[0].keys.shape[1])
+        mask = keys[None, None, :] <= positions[:, :, None]
+        angles = rotary_angles(positions, s.head_width, s.rope_base) if s.positions == "rope" else None
+        # Padding of a bucketed prompt may lie beyond a learned table; its result is never used.
+        table_positions = jnp.minimum(positions, s.context - 1) if s.positions == "learned" else positions
+        x = Inputs(s).apply({"params": params["inputs"]}, tokens, table_positions)
+        new_caches = []
+        for layer, cache in enumerate(caches):
+            x, cache = Block(s).apply({"params": self._layer(params, layer)}, x, mask, angles, cache, lengths)
+            new_caches.append(cache)
+        x = Norm(s.norm, s.bias).apply({"params": params["final_norm"]}, x)
+        advance = tokens.shape[1] if valid is None else jnp.sum(valid, axis=1)
+        return logits_of(x, self.unembedding(params)), Decoding(lengths + advance, tuple(new_caches))
+
+    def _layer(self, params, layer: int):
+        if self.spec.scan_layers:
+            return jax.tree.map(lambda stacked: stacked[layer], params["layers"])
+        return params[f"layer_{layer}"]
+
+    def forward_flops(self, context: int, causal: bool = True) -> float:
+        """FLOPs per token of a forward pass; see `LanguageModel`."""
+        s = self.spec
+        attention_width, kv_width = s.heads * s.head_width, s.kv_heads * s.head_width
+        feed_forward = (3 if s.activation == "swiglu" else 2) * s.width * s.ff_width
+        dense = 2 * (2 * s.width * attention_width + 2 * s.width * kv_width + feed_forward)
+        keys = (context + 1) / 2 if causal else context
+        return s.layers * (dense + 2 * 2 * keys * attention_width) + 2 * s.width * s.vocab_size
+
+
+def build(model, vocab_size: int, context: int) -> TransformerModel:
+    """The Transformer of the config's model section."""
+    width, heads = model.width, model.heads
+    swiglu_width = -(-8 * width // 3 // 64) * 64
+    spec = Spec(
+        vocab_size=vocab_size, context=context, layers=model.layers, width=width, heads=heads,
+        kv_heads=model.kv_heads or heads, head_width=model.head_width or width // heads,
+        ff_width=model.ff_width or (swiglu_width if model.activation == "swiglu" else 4 * width),
+        norm=model.norm, activation=model.activation, positions=model.positions, rope_base=model.rope_base, qk_norm=model.qk_norm,
+        bias=model.bias, tie_embeddings=model.tie_embeddings, dropout=model.dropout, dtype=model.dtype,
+        scan_layers=model.scan_layers, remat=model.remat,
+    )
+    return TransformerModel(Transformer(spec), vocab_size, context)

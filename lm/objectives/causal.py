@@ -1,0 +1,32 @@
+"""Next-token prediction within a document: every token of the store is a target once, its document's first one after `bos`."""
+
+import numpy as np
+
+from lm import losses
+from lm.data.packing import Rows
+
+
+def build(rows: Rows, bos_id: int) -> dict[str, np.ndarray]:
+    """The batch of some rows: int32 tokens, targets, segments, positions and float32 weights, each [B, T]."""
+    return {
+        "tokens": np.where(rows.starts, bos_id, rows.tokens[:, :-1]).astype(np.int32),
+        "targets": rows.tokens[:, 1:].astype(np.int32),
+        "weights": rows.scored.astype(np.float32),
+        "segments": rows.segments,
+        "positions": rows.positions,
+    }
+
+
+def loss(model, params, batch, *, z_loss: float = 0.0, chunk: int = 0, train: bool = False, dropout_rng=None):
+    """(sum of losses to minimise, sum of weighted cross-entropies in nats); divide by the sum of the batch's weights."""
+    hidden = model.apply(params, batch, train=train, dropout_rng=dropout_rng)
+    matrix = model.unembedding(params)
+    if chunk and chunk < hidden.shape[1]:
+        return losses.chunked_loss(hidden, matrix, batch["targets"], batch["weights"], z_loss, chunk)
+    return losses.dense_loss(hidden, matrix, batch["targets"], batch["weights"], z_loss)
+
+
+def token_nats(model, params, batch):
+    """Cross-entropy of each target, [B, T] in float32 nats, without dropout."""
+    hidden = model.apply(params, batch)
+    return losses.token_losses(hidden, model.unembedding(params), batch["targets"])[0]

@@ -1,0 +1,130 @@
+"""A run's work directory: config.json, environment.json, metrics.jsonl, tokenizer/, checkpoints/, tensorboard/."""
+
+import dataclasses
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+
+import jax
+
+from lm import config as configs
+from lm import models
+from lm.checkpoint import Checkpoints
+from lm.data.tokenizers import Tokenizer, load_tokenizer
+from lm.errors import CheckpointError, ConfigError
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy", "sentencepiece")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained run, opened for reading: its config with durations in steps, tokenizer, model and checkpoints."""
+
+    workdir: pathlib.Path
+    config: object
+    tokenizer: Tokenizer
+    model: models.LanguageModel
+    checkpoints: Checkpoints
+
+    def abstract_parameters(self) -> dict:
+        """Shapes and types of the parameters."""
+        return jax.eval_shape(self.model.init, jax.random.key(0))
+
+    def parameters(self, shardings=None, step: int | None = None) -> tuple[dict, int]:
+        """(parameters, step) of a checkpoint, by default the latest; the running mean of the weights where the run keeps one."""
+        item = "ema" if self.config.train.ema else "params"
+        abstract = self.abstract_parameters()
+        shardings = shardings or jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), abstract)
+        abstract = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract, shardings)
+        restored = self.checkpoints.restore({item: abstract}, step)
+        if restored is None:
+            raise CheckpointError(f"{self.workdir} has no checkpoint yet: train first, or wait for the first one")
+        return restored.items[item], restored.step
+
+
+def open_run(workdir: str | os.PathLike) -> Run:
+    """The run in a work directory; ConfigError when there is none."""
+    workdir = pathlib.Path(workdir)
+    if not (workdir / "config.json").is_file():
+        raise ConfigError(f"{workdir} is not the work directory of a run (it has no config.json)")
+    config = configs.from_json(json.loads((workdir / "config.json").read_text())["config"])
+    tokenizer = load_tokenizer(workdir / "tokenizer")
+    model = models.build(config.model, tokenizer.vocab_size, config.data.context)
+    return Run(workdir, config, tokenizer, model, Checkpoints(workdir / "checkpoints", read_only=True))
+
+
+def start(workdir: pathlib.Path, given, resolved, data_fingerprint: str, tokenizer: Tokenizer) -> str:
+    """Writes a new run's files, or checks that an old one's agree; ConfigError names the keys that differ.
+
+    `given` is the config as it was written, `resolved` has its durations in steps. Returns a note for the user, or "".
+    """
+    file = workdir / "config.json"
+    note = _check_same(workdir, json.loads(file.read_text()), given, data_fingerprint) if file.exists() else ""
+    tokenizer.save(workdir / "tokenizer")
+    _write_json(file, {"config": configs.to_json(resolved), "given": configs.to_json(given), "hash": configs.fingerprint(resolved),
+                       "data": data_fingerprint})
+    _write_json(workdir / "environment.json", environment())
+    return note
+
+
+def _check_same(workdir, stored, given, data_fingerprint) -> str:
+    old = configs.from_json(stored["given"])
+    changed = configs.differences(old, given)
+    if changed:
+        text = "; ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in changed.items())
+        raise ConfigError(f"{workdir} holds another run: {text}. Use another --workdir, or the config that it was started with")
+    if stored["data"] != data_fingerprint:
+        raise ConfigError(f"{workdir} was trained on other data: its content or the tokenizer has changed. Use another --workdir")
+    if old.train.steps != given.train.steps and given.optim.schedule not in ("constant", "inverse_sqrt"):
+        return (f"train.steps was {old.train.steps} and is {given.train.steps}: from here on the {given.optim.schedule} schedule is "
+                "that of the new length, so the result differs from a run that had it from the start")
+    return ""
+
+
+def lock(workdir: pathlib.Path):
+    """An open file whose lock says that this process trains in the work directory; keep it open. ConfigError when taken."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = open(workdir / "lock", "w")  # noqa: SIM115 - held until the process ends, however it ends
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise ConfigError(f"another process is training in {workdir}: wait for it, or use another --workdir") from error
+    return file
+
+
+def environment() -> dict:
+    """Versions, devices, commit and command of this process."""
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "processes": jax.process_count(),
+        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "git": _git_state(),
+    }
+
+
+def _git_state() -> str | None:
+    """Commit of the checkout that runs, with a + when it has changes; None outside one."""
+    here = pathlib.Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changes else "")
+
+
+def _write_json(path: pathlib.Path, value: dict):
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,88 @@
+"""A training run set up from its config: data, model, optimizer and where every array lies; nothing is compiled yet."""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lm import config as configs
+from lm import models, optim
+from lm.data.feed import TrainingData
+from lm.data.prepare import PreparedData, prepare
+from lm.errors import ConfigError
+from lm.metrics import train_flops_per_token
+from lm.objectives import causal
+from lm.parallel import batch_sharding, make_mesh, replicated
+from lm.train.step import TrainState, init_state, state_shardings, train_step
+
+
+@dataclasses.dataclass
+class Job:
+    """A training run, set up: everything that the loop needs."""
+
+    workdir: pathlib.Path
+    config: object
+    prepared: PreparedData
+    data: TrainingData
+    model: models.LanguageModel
+    mesh: jax.sharding.Mesh
+    optimizer: optax.GradientTransformation
+    learning_rate: object
+    shardings: TrainState
+    flops_per_token: float
+
+    def items(self, tree: TrainState) -> dict:
+        """The state, or its abstract form, as the items of a checkpoint."""
+        items = {"params": tree.params, "opt_state": tree.opt_state}
+        return items | ({"ema": tree.ema} if self.config.train.ema else {})
+
+    def initial_state(self) -> TrainState:
+        """A fresh state, made in place on the mesh."""
+        make = jax.jit(lambda key: init_state(self.model, self.optimizer, key, bool(self.config.train.ema)), out_shardings=self.shardings)
+        return make(jax.random.key(self.config.seed))
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, types and shardings of the state."""
+        shapes = jax.eval_shape(lambda key: init_state(self.model, self.optimizer, key, bool(self.config.train.ema)), jax.random.key(0))
+        return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, self.shardings)
+
+    def resumed_state(self, restored) -> TrainState:
+        """The state in a restored checkpoint."""
+        step = jax.device_put(jnp.asarray(restored.step, jnp.int32), self.shardings.step)
+        return TrainState(step, restored.items["params"], restored.items["opt_state"], restored.items.get("ema"))
+
+    def compile_step(self):
+        """The train step compiled once, for the shapes of this run; anything else is an error instead of a second compilation."""
+        batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, self.data.batch(0, self.build)))
+        sharding = batch_sharding(self.mesh)
+        batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), batch)
+        step = jax.jit(
+            lambda state, batch: train_step(state, batch, model=self.model, optimizer=self.optimizer, learning_rate=self.learning_rate,
+                                            config=self.config),
+            in_shardings=(self.shardings, sharding), out_shardings=(self.shardings, replicated(self.mesh)), donate_argnums=0,
+        )
+        return step.lower(self.abstract_state(), batch).compile()
+
+    def build(self, rows):
+        """The batch of some rows."""
+        return causal.build(rows, self.prepared.tokenizer.bos_id)
+
+
+def set_up(config, workdir: str | pathlib.Path, progress: bool = False) -> Job:
+    """Prepares data, resolves the config and lays out the state; nothing is compiled yet."""
+    mesh = make_mesh(config.mesh)
+    shards = mesh.shape["replica"] * mesh.shape["fsdp"] * config.train.accumulate
+    if config.data.global_batch % shards:
+        raise ConfigError(f"data.global_batch={config.data.global_batch} is not a multiple of {shards} "
+                          f"(mesh.replica x mesh.fsdp x train.accumulate on {mesh.size} devices)")
+    prepared = prepare(config.data, config.data.tokenizer_seed, progress=progress)
+    data = TrainingData(prepared.split_stores("train"), tuple(prepared.weights), config.data.context, config.data.global_batch, config.seed)
+    model = models.build(config.model, prepared.tokenizer.vocab_size, config.data.context)
+    flops = train_flops_per_token(model, config.data.context)
+    tokens = config.data.global_batch * config.data.context
+    config = configs.resolve(config, configs.Facts(tokens, data.steps_per_epoch, flops * tokens))
+    optimizer, rate = optim.optimizer(config.optim), optim.schedule(config.optim, config.train.steps)
+    shardings = state_shardings(model, optimizer, mesh, bool(config.train.ema))
+    return Job(pathlib.Path(workdir), config, prepared, data, model, mesh, optimizer, rate, shardings, flops)

@@ -1,0 +1,202 @@
+"""The loop: batches in, state on, metrics one step late, evaluations and checkpoints when due, a clean end whatever happens."""
+
+import contextlib
+import pathlib
+import signal
+import sys
+import time
+
+import jax
+
+from lm import config as configs
+from lm import run
+from lm.checkpoint import Checkpoints
+from lm.data.feed import Feed, process_part
+from lm.errors import NonFiniteError
+from lm.evaluate import Evaluator
+from lm.metrics import Clock, Writers, peak_flops
+from lm.metrics.writers import read_lines
+from lm.parallel import batch_sharding
+from lm.train.job import Job, set_up
+from lm.train.progress import Progress
+
+MOST_NAMED_DOCUMENTS = 20
+
+
+def train(config, workdir: str | pathlib.Path) -> dict:
+    """Trains, or goes on training, a run in a work directory; the last line of `scripts/train.py`."""
+    workdir = pathlib.Path(workdir)
+    lock = run.lock(workdir)
+    try:
+        clock = Clock()
+        with clock("prepare"):
+            job = set_up(config, workdir, progress=True)
+            if config.eval.split != "none":
+                job.prepared.split_stores(config.eval.split)
+            note = run.start(workdir, config, job.config, job.prepared.fingerprint, job.prepared.tokenizer)
+        if note:
+            print(f"note: {note}", file=sys.stderr)
+        with Loop(job, clock) as loop:
+            return loop.run()
+    finally:
+        lock.close()
+
+
+class Loop(contextlib.AbstractContextManager):
+    """One process's training of a job, from its latest checkpoint to its last step."""
+
+    def __init__(self, job: Job, clock: Clock):
+        self.job, self.config, self.clock = job, job.config, clock
+        keep = job.config.checkpoint
+        self.checkpoints = Checkpoints(job.workdir / "checkpoints", keep.keep, keep.keep_every)
+        with clock("checkpoint"):
+            restored = self.checkpoints.restore(job.items(job.abstract_state()))
+        meta = restored.meta if restored else {"tokens": 0, "seconds": 0.0, "skipped": 0}
+        self.first = restored.step if restored else 0
+        self.tokens, self.skipped, self._seconds_before = meta["tokens"], meta["skipped"], meta["seconds"]
+        self.state = job.resumed_state(restored) if restored else None
+        metrics = job.config.metrics
+        self.writers = Writers(job.workdir, metrics.tensorboard, metrics.wandb, configs.to_json(job.config), self.first)
+        self.progress = Progress(self.first, job.config.train.steps)
+        self._mesh = contextlib.ExitStack()
+        self._pending: list[tuple[int, dict]] = []
+        self._evaluator = self._saved = self._stop = None
+        self._start = time.perf_counter()
+
+    def run(self) -> dict:
+        """Trains to the last step; returns the result that `scripts/train.py` prints."""
+        last = self.config.train.steps
+        if self.first:
+            self.progress.say(f"resuming at step {self.first} of {last}")
+        if self.first >= last:
+            return self._result(self._last_line())
+        self.peak, _ = (self.config.metrics.peak_flops, "") if self.config.metrics.peak_flops else peak_flops()
+        with jax.set_mesh(self.job.mesh):
+            with self.clock("compile"):
+                step = self.job.compile_step()
+                self.state = self.state or self.job.initial_state()
+            part = process_part(self.config.data.global_batch)
+            feed = Feed(lambda index: self.job.data.batch(index, self.job.build, part), self.first, last,
+                        batch_sharding(self.job.mesh), self.config.data.prefetch)
+            with contextlib.closing(feed), self._signals():
+                self._mark()
+                for index, batch in feed:
+                    self.state, metrics = step(self.state, batch)
+                    self._settle()  # the step before; this one runs on meanwhile
+                    self._pending.append((index + 1, metrics))
+                    self.clock.seconds["data"] = feed.waited
+                    self._when_due(index + 1, last)
+                    if self._stop:
+                        self._settle()
+                        self._save(index + 1)
+                        self.progress.say(f"{signal.Signals(self._stop).name}: saved step {index + 1}; the same command goes on from there")
+                        break
+        return self._result(self._last_line())
+
+    def _when_due(self, done: int, last: int):
+        evaluate, checkpoint = self.config.eval, self.config.checkpoint
+        if self.config.eval.split != "none" and (done == last or (evaluate.every and done % evaluate.every == 0)):
+            self._settle()
+            self._evaluate(done)
+        if done == last or (checkpoint.every and done % checkpoint.every == 0):
+            self._settle()
+            self._save(done)
+        elif done % self.config.train.log_every == 0:
+            self.checkpoints.check()
+
+    def _settle(self):
+        """Fetches the metrics of the steps that are pending, checks them and writes the lines that are due."""
+        for done, metrics in self._pending:
+            values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+            self.progress.advance()
+            self.tokens += values.pop("targets")
+            if not values.pop("finite"):
+                self._not_finite(done, values)
+            if done % self.config.train.log_every == 0 or done in (1, self.config.train.steps):
+                self._log(done, values)
+        self._pending.clear()
+
+    def _not_finite(self, done, values):
+        documents = self.job.data.documents(done - 1)
+        names = ", ".join(documents[:MOST_NAMED_DOCUMENTS]) + (f" and {len(documents) - MOST_NAMED_DOCUMENTS} more"
+                                                               if len(documents) > MOST_NAMED_DOCUMENTS else "")
+        what = f"step {done}: loss {values['loss']} and gradient norm {values['grad_norm']} on documents {names}"
+        if self.config.train.nonfinite == "skip":
+            self.skipped += 1
+            self.progress.say(f"skipped an update: {what}")
+            return
+        saved = f"the checkpoint of step {self._saved or self.first} is good" if self._saved or self.first else "there is no checkpoint yet"
+        raise NonFiniteError(f"{what}; {saved}. Lower optim.learning_rate or optim.clip, or set train.nonfinite=skip")
+
+    def _mark(self):
+        """Starts a stretch of steps whose speed the next line reports."""
+        self._mark_time, self._mark_tokens, self._mark_other = time.perf_counter(), self.tokens, self._other_seconds()
+
+    def _other_seconds(self):
+        return sum(self.clock.seconds.get(name, 0.0) for name in ("eval", "checkpoint"))
+
+    def _log(self, done: int, values: dict):
+        seconds = time.perf_counter() - self._mark_time - (self._other_seconds() - self._mark_other)
+        self.clock.add("step", seconds)
+        speed = (self.tokens - self._mark_tokens) / max(seconds, 1e-9)
+        line = {"step": done, "kind": "train", "tokens": self.tokens, "seconds": self._seconds(), **values,
+                "tokens_per_second": speed, "mfu": self.job.flops_per_token * speed / (self.peak * self.job.mesh.size),
+                "skipped": self.skipped, "time": self.clock.rounded()}
+        self.writers.write(line)
+        self.progress.train(line)
+        self._mark()
+
+    def _seconds(self):
+        return round(self._seconds_before + time.perf_counter() - self._start, 3)
+
+    def _evaluate(self, done: int):
+        with self.clock("eval"):
+            job, evaluate = self.job, self.config.eval
+            if self._evaluator is None:
+                self._evaluator = Evaluator(job.model, job.mesh, job.prepared.tokenizer.bos_id, self.config.data.context,
+                                            evaluate.batch or self.config.data.global_batch, evaluate.stride, job.shardings.params)
+            params = self.state.ema if self.config.train.ema else self.state.params
+            result = self._evaluator(params, job.prepared.split_stores(evaluate.split), evaluate.max_tokens)
+        line = {"step": done, "kind": "eval", "split": evaluate.split, "seconds": self._seconds(), **result}
+        self.writers.write(line)
+        self.progress.evaluation(line)
+
+    def _save(self, done: int):
+        if self._saved == done:
+            return
+        with self.clock("checkpoint"):
+            meta = {"tokens": self.tokens, "seconds": self._seconds(), "skipped": self.skipped, "data": self.job.prepared.fingerprint}
+            self.checkpoints.save(done, self.job.items(self.state), meta)
+        self._saved = done
+
+    @contextlib.contextmanager
+    def _signals(self):
+        """SIGTERM and the first Ctrl-C end the run after the step at hand, with a checkpoint; the second Ctrl-C ends it at once."""
+
+        def stop(number, _):
+            self._stop = number
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        try:
+            before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:  # not the main thread (a notebook's worker): signals stay as they are
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _last_line(self) -> dict:
+        lines = [line for line in read_lines(self.writers.path) if line["kind"] == "train"]
+        return lines[-1] if lines else {"step": self.first, "loss": None, "tokens": self.tokens, "tokens_per_second": None, "mfu": None}
+
+    def _result(self, line: dict) -> dict:
+        return {name: line[name] for name in ("step", "loss", "tokens", "tokens_per_second", "mfu")} | {"workdir": str(self.job.workdir)}
+
+    def __exit__(self, *error):
+        self.progress.close()
+        try:
+            self.checkpoints.close()
+        finally:
+            self.writers.close()

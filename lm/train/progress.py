@@ -1,0 +1,46 @@
+"""What a person sees while a run trains: a bar on a terminal, plain lines elsewhere; always on standard error."""
+
+import sys
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Shows train and eval lines as they are written."""
+
+    def __init__(self, first: int, last: int):
+        self._bar = tqdm(initial=first, total=last, unit="step", file=sys.stderr, dynamic_ncols=True) if sys.stderr.isatty() else None
+        self._last = last
+
+    def advance(self):
+        """One step more."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def train(self, line: dict):
+        """A train line of metrics.jsonl."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {_number(line['loss'])}, {line['tokens_per_second']:,.0f} tokens/s, MFU {line['mfu']:.0%}")
+            return
+        self.say(f"step {line['step']}/{self._last}  loss {_number(line['loss'])}  lr {line['learning_rate']:.2e}  "
+                 f"grad {_number(line['grad_norm'])}  {line['tokens_per_second']:,.0f} tokens/s  MFU {line['mfu']:.0%}")
+
+    def evaluation(self, line: dict):
+        """An eval line of metrics.jsonl."""
+        error = "" if line["stderr"] is None else f" +- {line['stderr']:.4f}"
+        self.say(f"step {line['step']}  {line['split']}: {line['bits_per_byte']:.4f}{error} bits per byte, "
+                 f"{line['nats_per_token']:.4f} nats per token")
+
+    def say(self, text: str):
+        """One line of text."""
+        tqdm.write(text, file=sys.stderr)
+        sys.stderr.flush()
+
+    def close(self):
+        """Leaves the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _number(value):
+    return "not finite" if value is None else f"{value:.4f}"

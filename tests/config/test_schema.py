@@ -1,0 +1,66 @@
+"""The schema: every key is documented, its default is valid, and nothing outside it can be set."""
+
+import pytest
+
+from lm import config
+from lm.config.schema import FAMILIES, SCHEMA
+from lm.config.validate import check_value, unknown_key
+from lm.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", SCHEMA)
+def test_key_is_documented_and_its_default_is_valid(name):
+    key = SCHEMA[name]
+    assert key.doc and key.doc[0].isupper() and key.doc.endswith(".")
+    assert check_value(name, key.default) == key.default
+    assert key.resume in ("same", "free") and key.kind in ("value", "duration", "strings", "floats")
+
+
+def test_default_has_exactly_the_keys_of_the_schema_and_is_valid():
+    assert set(config.flatten(config.default())) == set(SCHEMA)
+    assert config.validate(config.default()) == config.default()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_with_the_defaults(family):
+    assert config.validate(config.override(config.default(), {"model.name": family})).model.name == family
+
+
+def test_families_of_keys_and_models_are_the_same():
+    from lm import models
+
+    assert set(models.FAMILIES) == set(FAMILIES)
+
+
+@pytest.mark.parametrize(("wrong", "nearest"), [
+    ("optim.lerning_rate", "optim.learning_rate"), ("train.step", "train.steps"), ("lerning_rate", "optim.learning_rate"),
+    ("step", "train.steps"), ("contxt", "data.context"), ("sed", "seed"), ("head", "model.heads"), ("zzz.heads", "model.heads"),
+])
+def test_unknown_key_names_the_nearest(wrong, nearest):
+    assert f"unknown config key {wrong}; did you mean {nearest}?" in str(unknown_key(wrong))
+
+
+def test_unknown_key_without_a_neighbour_says_where_the_keys_are():
+    assert "lm/config/schema.py lists the keys" in str(unknown_key("xyzzy.plugh"))
+
+
+def test_unknown_key_is_refused_wherever_it_is_given(tmp_path):
+    with pytest.raises(ConfigError, match="data.contxt; did you mean data.context"):
+        config.override(config.default(), {"data.contxt": "3"})
+    with pytest.raises(AttributeError, match="contxt"):
+        config.default().data.contxt = 3
+    file = tmp_path / "c.py"
+    file.write_text("from lm.config import default\ndef get_config():\n    c = default()\n    c.data.contxt = 3\n    return c\n")
+    with pytest.raises(ConfigError, match="contxt; did you mean data.context"):
+        config.load(str(file))
+    tree = config.to_json(config.default())
+    tree["data"]["contxt"] = 3
+    with pytest.raises(ConfigError, match="data.contxt; did you mean data.context"):
+        config.from_json(tree)
+
+
+def test_a_missing_key_is_named():
+    tree = config.to_json(config.default())
+    del tree["optim"]["beta2"]
+    with pytest.raises(ConfigError, match="no optim.beta2"):
+        config.from_json(tree)

@@ -1,0 +1,27 @@
+"""Every test runs on eight simulated CPU devices, with a cache of its own, and with few and fixed hypothesis examples."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+import hypothesis
+import jax
+import pytest
+
+hypothesis.settings.register_profile("tests", deadline=None, max_examples=20, derandomize=True, database=None)
+hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def eight_devices():
+    """Stops everything when JAX was started too early to have eight devices."""
+    assert jax.device_count() == 8, f"tests need 8 simulated CPU devices, found {jax.devices()}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_dir(tmp_path_factory):
+    """Where tests prepare data; LM_CACHE, so that none touches the user's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["LM_CACHE"] = str(folder)
+    return folder

@@ -1,0 +1,75 @@
+"""Attention against `jax.nn.dot_product_attention`, a loop in numpy, and the definition of its mask and cache."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.layers.attention import Attention, attend, causal_mask, write
+
+RNG = np.random.default_rng(0)
+SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 2, 3, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]])
+
+
+def qkv(heads, kv_heads, width=8, dtype=np.float32):
+    shape = (2, SEGMENTS.shape[1])
+    return [RNG.normal(size=(*shape, n, width)).astype(dtype) for n in (heads, kv_heads, kv_heads)]
+
+
+def test_mask_is_same_document_and_not_the_future():
+    mask = np.asarray(causal_mask(jnp.asarray(SEGMENTS)))
+    for b, row in enumerate(SEGMENTS):
+        for t in range(len(row)):
+            for s in range(len(row)):
+                assert mask[b, t, s] == (s <= t and row[s] == row[t])
+    assert mask.any(axis=2).all(), "a query that sees no key has no softmax"
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (4, 1)])
+def test_attention_is_jaxs_with_grouped_heads(heads, kv_heads):
+    q, k, v = qkv(heads, kv_heads)
+    mask = causal_mask(jnp.asarray(SEGMENTS))
+    expected = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+    # Sums of 10 and of 8 products of order one, in another order.
+    np.testing.assert_allclose(attend(q, k, v, mask), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_is_a_loop_in_float64():
+    q, k, v = qkv(4, 2)
+    mask = np.asarray(causal_mask(jnp.asarray(SEGMENTS)))
+    expected = np.zeros(q.shape)
+    for b, t, h in np.ndindex(*q.shape[:3]):
+        seen, kv = mask[b, t], h // 2  # query heads 0 and 1 share key head 0
+        scores = k[b, seen, kv].astype(np.float64) @ q[b, t, h] / np.sqrt(q.shape[-1])
+        weights = np.exp(scores - scores.max())
+        expected[b, t, h] = weights @ v[b, seen, kv] / weights.sum()
+    np.testing.assert_allclose(attend(q, k, v, mask), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_large_logits_neither_overflow_nor_lose_the_softmax_in_low_precision():
+    """Two keys whose logits, near 400, differ by 1: bfloat16 logits (spacing 2) could not tell them apart."""
+    q = jnp.full((1, 1, 1, 4), 20.0, jnp.bfloat16)
+    k = jnp.array([[10.0, 10.0, 10.0, 10.0], [10.125, 10.0, 10.0, 9.9375]], jnp.bfloat16).reshape(1, 2, 1, 4)
+    v = jnp.array([0.0, 1.0], jnp.bfloat16).reshape(1, 2, 1, 1) * jnp.ones(4, jnp.bfloat16)
+    expected = 1 / (1 + np.exp(-20 * (0.125 - 0.0625) / 2))
+    y = attend(q, k, v, jnp.ones((1, 1, 2), bool))
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=2.0**-7)  # weights and output rounded to bfloat16
+
+
+def test_write_puts_each_row_at_its_own_start():
+    cache, new = np.zeros((3, 7, 2, 4), np.float32), RNG.normal(size=(3, 2, 2, 4)).astype(np.float32)
+    expected = cache.copy()
+    for row, start in enumerate([0, 5, 3]):
+        expected[row, start : start + 2] = new[row]
+    np.testing.assert_array_equal(write(cache, new, jnp.array([0, 5, 3])), expected)
+
+
+def test_output_matrix_starts_smaller_by_the_scale_of_its_depth():
+    module = Attention(4, 2, 64, bias=True, qk_norm=True, output_scale=0.25)
+    x = jnp.zeros((1, 2, 128))
+    params = module.init(jax.random.key(0), x, causal_mask(jnp.ones((1, 2), int)), None)["params"]
+    std = {name: float(np.std(params[name]["kernel"].unbox())) for name in ("query", "key", "value", "output")}
+    for name in ("query", "key", "value"):
+        assert std[name] == pytest.approx(128**-0.5, rel=0.03)  # at least 16,384 draws: five standard errors
+    assert std["output"] == pytest.approx(0.25 * 256**-0.5, rel=0.03)
+    assert params["query_norm"]["scale"].unbox().shape == params["key_norm"]["scale"].unbox().shape == (64,)

@@ -1,0 +1,34 @@
+"""Feed-forward layers against numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.layers.feedforward import FeedForward
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(2, 3, 8)).astype(np.float32)
+
+
+def gelu_tanh(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("activation", ["gelu", "relu2", "swiglu"])
+def test_feed_forward_is_its_formula(activation, bias):
+    sizes = {"up": (8, 12), "down": (12, 8)} | ({"gate": (8, 12)} if activation == "swiglu" else {})
+    params = {name: {"kernel": RNG.normal(size=size)} | ({"bias": RNG.normal(size=size[1])} if bias else {}) for name, size in sizes.items()}
+    dense = {name: (lambda x, p=p: x @ p["kernel"] + p.get("bias", 0)) for name, p in params.items()}
+    up = dense["up"](X)
+    if activation == "swiglu":
+        gate = dense["gate"](X)
+        inner = gate / (1 + np.exp(-gate)) * up
+    else:
+        inner = gelu_tanh(up) if activation == "gelu" else np.where(up > 0, up, 0) ** 2
+    low = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
+    y = FeedForward(12, activation, bias, 1.0).apply({"params": low}, X)
+    np.testing.assert_allclose(y, dense["down"](inner), rtol=2e-5, atol=2e-4)  # float32 sums of 12 products of up to 100
+    made = jax.eval_shape(FeedForward(12, activation, bias, 1.0).init, jax.random.key(0), X)["params"]
+    assert {name: set(leaves) for name, leaves in made.items()} == {name: set(leaves) for name, leaves in params.items()}

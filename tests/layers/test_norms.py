@@ -1,0 +1,46 @@
+"""RMSNorm and LayerNorm against numpy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.layers.norms import Norm
+
+WIDTH = 24
+RNG = np.random.default_rng(0)
+X = (RNG.normal(size=(3, 5, WIDTH)) * 10.0 ** RNG.integers(-3, 4, size=(3, 5, 1)) + 0.5).astype(np.float32)
+SCALE, BIAS = (1 + RNG.normal(size=WIDTH)).astype(np.float32), RNG.normal(size=WIDTH).astype(np.float32)
+
+
+def oracle(x, kind, bias):
+    x = x.astype(np.float64)
+    if kind == "layernorm":
+        x = x - x.mean(-1, keepdims=True)
+    y = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * SCALE
+    return y + BIAS if bias else y
+
+
+@pytest.mark.parametrize(("kind", "bias"), [("rmsnorm", False), ("layernorm", False), ("layernorm", True)])
+def test_norm_is_numpys(kind, bias):
+    params = {"scale": SCALE} | ({"bias": BIAS} if bias else {})
+    y = Norm(kind, bias).apply({"params": params}, X)
+    # Rows with a mean far above their deviation lose digits in the subtraction: 1e-5 of outputs of about 1.
+    np.testing.assert_allclose(y, oracle(X, kind, bias), rtol=1e-5, atol=1e-5)
+
+
+def test_only_layernorm_has_a_bias_and_scales_start_at_one():
+    for kind, names in (("rmsnorm", {"scale"}), ("layernorm", {"scale", "bias"})):
+        params = Norm(kind, True).init(jax.random.key(0), X)["params"]
+        values = {name: leaf.unbox() for name, leaf in params.items()}
+        assert values.keys() == names
+        np.testing.assert_array_equal(values["scale"], 1.0)
+        np.testing.assert_array_equal(values.get("bias", np.zeros(1)), 0.0)
+
+
+def test_low_precision_input_is_normalised_in_float32():
+    x = jnp.asarray(X, jnp.bfloat16)
+    y = Norm("rmsnorm").apply({"params": {"scale": SCALE}}, x)
+    assert y.dtype == jnp.bfloat16
+    # One rounding to bfloat16 (8 bits) at the end, and no other.
+    np.testing.assert_allclose(np.asarray(y, np.float64), oracle(np.asarray(x, np.float32), "rmsnorm", False), rtol=2.0**-8)
