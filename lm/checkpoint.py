@@ -57,17 +57,19 @@ class Checkpoints:
         meta = meta | {"step": step, "manifest": {name: manifest(tree) for name, tree in items.items()}}
         try:
             self._manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)), force=True)
-        except OSError as error:
+        except _DAMAGE as error:  # of this save, or of the one before, for which Orbax waits here
             raise _failed(step, self.directory, error) from error
 
     def check(self):
         """Raises CheckpointError when a background save failed, and seals the ones that are done."""
+        if self._manager.is_saving_in_progress():
+            return
         try:
+            self._manager.wait_until_finished()  # does not wait: it raises what the thread that is done met, check_for_errors would not
             self._manager.check_for_errors()
         except _DAMAGE as error:
             raise _failed(None, self.directory, error) from error
-        if not self._manager.is_saving_in_progress():
-            self._seal()
+        self._seal()
 
     def close(self):
         """Waits for the last save."""
@@ -115,7 +117,12 @@ class Checkpoints:
             for name, tree in abstract.items():
                 _compare(f"{self.directory / str(step)}: {name}", meta["manifest"].get(name, {}), manifest(tree))
             args = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-            restored = reader.restore(step, args=ocp.args.Composite(**args))
+            try:
+                restored = reader.restore(step, args=ocp.args.Composite(**args))
+            except Exception as error:
+                if type(error) is not Exception:
+                    raise
+                raise ValueError(_one_line(error)) from error  # Orbax raises a bare Exception over an array that it cannot read
         return Restored(step, {name: restored[name] for name in abstract}, meta)
 
     def _seal(self):

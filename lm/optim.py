@@ -40,7 +40,7 @@ def schedule(optim, total_steps: int):
     rest = max(1, total_steps - warmup)
     if optim.schedule == "inverse_sqrt":
         # Continuous at the end of the warm-up; without one it falls from the first step on.
-        after = lambda step: peak * jnp.sqrt(max(1, warmup) / (step + max(1, warmup)))  # noqa: E731
+        after = lambda step: peak * jnp.sqrt(max(1, warmup) / (jnp.maximum(step, 0) + max(1, warmup)))  # noqa: E731
     elif optim.schedule == "wsd":
         stable = total_steps - warmup - optim.decay
         after = optax.join_schedules([optax.constant_schedule(peak), optax.linear_schedule(peak, last, max(1, optim.decay))], [stable])

@@ -65,7 +65,7 @@ _MODEL = {
     "model.residual": _recurrent(False, "Add each layer's input to its output (from the second layer on)."),
     "model.layer_norm": _recurrent(False, "Normalise the input of each layer and the last output."),
     "model.variational_dropout": _recurrent(False, "One dropout mask for all times of a row (Gal and Ghahramani 2016)."),
-    "model.unroll": _recurrent(8, "Time steps unrolled in the body of the scan.", minimum=1, resume="free"),
+    "model.unroll": _recurrent(1, "Time steps unrolled in the body of the scan.", minimum=1, resume="free"),
 }
 
 _DATA = {

@@ -1,41 +1,123 @@
 """Recurrent layers over packed rows: Elman (1990), LSTM (Hochreiter and Schmidhuber 1997), GRU (Cho et al. 2014).
 
-The input products of all times are one matrix product before the scan; only the recurrent product is inside it. A state is
-reset at the start of every document. The GRU applies its reset gate after the product, as cuDNN and PyTorch do.
+The input products of all times are one matrix product before the scan; only the recurrent product is inside it, and its
+weight gradient is one product after the backward scan. States are float32 and are reset at the start of every document.
+The GRU applies its reset gate after the product, as cuDNN and PyTorch do.
 """
+
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from lm.layers.dense import matmul
+from lm.parallel import constrain
 
 # Gates of each cell, that is the width of its products in units of the cell's width.
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 
 
-def rnn_step(state, projected, recurrent):
-    """Elman: h = tanh(x + h W). `state` is (h,)."""
-    (h,) = state
-    return (jnp.tanh(projected + h @ recurrent),)
+def rnn_step(state, projected, product, _):
+    """Elman: h = tanh(x + h W), from the products x [B, D] and h W [B, D]. `state` is (h,)."""
+    return (jnp.tanh(projected + product),)
 
 
-def lstm_step(state, projected, recurrent):
-    """LSTM with gates in the order input, forget, cell, output. `state` is (h, c)."""
-    h, c = state
-    i, f, g, o = jnp.split(projected + h @ recurrent, 4, axis=-1)
-    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+def lstm_step(state, projected, product, _):
+    """LSTM with gates in the order input, forget, cell, output, each product [B, 4D]. `state` is (h, c)."""
+    i, f, g, o = jnp.split(projected + product, 4, axis=-1)
+    c = jax.nn.sigmoid(f) * state[1] + jax.nn.sigmoid(i) * jnp.tanh(g)
     return jax.nn.sigmoid(o) * jnp.tanh(c), c
 
 
-def gru_step(state, projected, recurrent, recurrent_bias):
-    """GRU with gates in the order reset, update, new; h = (1 - z) n + z h. `state` is (h,)."""
-    (h,) = state
+def gru_step(state, projected, product, bias):
+    """GRU with gates in the order reset, update, new, each product [B, 3D]; h = (1 - z) n + z h. `state` is (h,)."""
     x_r, x_z, x_n = jnp.split(projected, 3, axis=-1)
-    h_r, h_z, h_n = jnp.split(h @ recurrent, 3, axis=-1)
+    h_r, h_z, h_n = jnp.split(product, 3, axis=-1)
     r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
-    n = jnp.tanh(x_n + r * (h_n + recurrent_bias))
-    return ((1 - z) * n + z * h,)
+    n = jnp.tanh(x_n + r * (h_n + bias))
+    return ((1 - z) * n + z * state[0],)
+
+
+STEPS = {"rnn": rnn_step, "lstm": lstm_step, "gru": gru_step}
+
+
+def _product(a, b, dtype):
+    """a times b, multiplied in `dtype` and added up in float32.
+
+    States, and backward their gradients, add up over time: in bfloat16 they would lose what is small.
+    """
+    return jnp.matmul(a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
+
+
+def _advance(cell, dtype, recurrent, bias, state, projected, keep):
+    """(state after a token, state before it, recurrent product)."""
+    before = tuple(part * keep for part in state)
+    product = _product(before[0], recurrent, dtype)
+    return STEPS[cell](before, projected.astype(jnp.float32), product, bias), before, product
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def scan_cell(cell: str, unroll: int, state, projected, keep, recurrent, bias):
+    """(state after the last token, outputs [T, B, D] in float32) of a cell over projected inputs [T, B, G D].
+
+    `keep` [T, B, 1] is 0 where the state starts anew before a token, else 1. `recurrent` [D, G D] and `bias` (of the GRU's
+    recurrent product, None for the others) are float32; products run in the type of `projected`.
+    """
+
+    def advance(state, now):
+        after, _, _ = _advance(cell, projected.dtype, recurrent, bias, state, *now)
+        return after, after[0]
+
+    return jax.lax.scan(advance, state, (projected, keep), unroll=unroll)
+
+
+def _scan_forward(cell, unroll, state, projected, keep, recurrent, bias):
+    def advance(state, now):
+        after, before, product = _advance(cell, projected.dtype, recurrent, bias, state, *now)
+        return after, (after[0], before, product)
+
+    state, (outputs, befores, products) = jax.lax.scan(advance, state, (projected, keep), unroll=unroll)
+    return (state, outputs), (befores, projected, products, keep, recurrent, bias)
+
+
+def _scan_backward(cell, unroll, residuals, cotangents):
+    befores, projected, products, keep, recurrent, bias = residuals
+    d_state, d_outputs = cotangents
+    dtype = projected.dtype
+
+    def retreat(carry, now):
+        d_after, d_bias = carry
+        before, projected, product, keep, d_output = now
+        d_after = (d_after[0] + d_output, *d_after[1:])
+        _, pull = jax.vjp(STEPS[cell], before, projected.astype(jnp.float32), product, bias)
+        d_before, d_projected, d_product, d_bias_now = pull(d_after)
+        d_before = (d_before[0] + _product(d_product, recurrent.T, dtype), *d_before[1:])
+        carry = tuple(part * keep for part in d_before), jax.tree.map(jnp.add, d_bias, d_bias_now)
+        return carry, (d_projected.astype(dtype), d_product)
+
+    start = d_state, jax.tree.map(jnp.zeros_like, bias)
+    (d_state, d_bias), (d_projected, d_products) = jax.lax.scan(
+        retreat, start, (befores, projected, products, keep, d_outputs), unroll=unroll, reverse=True)
+    # One large product over all times and rows, where autodiff would add up T small ones.
+    flat = (x.reshape(-1, x.shape[-1]) for x in (befores[0], d_products))
+    d_recurrent = _product(next(flat).T, next(flat), dtype)
+    return d_state, d_projected, None, d_recurrent, d_bias
+
+
+scan_cell.defvjp(_scan_forward, _scan_backward)
+
+
+def scan_valid(cell: str, state, projected, recurrent, bias, valid):
+    """`scan_cell` for decoding: where `valid` [T, B, 1] is False the state stays as it is."""
+
+    def advance(state, now):
+        projected_now, valid_now = now
+        after, _, _ = _advance(cell, projected.dtype, recurrent, bias, state, projected_now, 1.0)
+        after = tuple(jnp.where(valid_now, new, old) for new, old in zip(after, state, strict=True))
+        return after, after[0]
+
+    return jax.lax.scan(advance, state, (projected, valid))
 
 
 class Recurrence(nn.Module):
@@ -49,32 +131,23 @@ class Recurrence(nn.Module):
     def __call__(self, x, state, restart, valid=None):
         """`restart` [B, T] empties the state before a token; where `valid` [B, T] is False the state stays as it is."""
         inputs, gates = x.shape[-1], GATES[self.cell] * self.width
-        kernel = self._matrix("input", nn.initializers.normal(inputs**-0.5), ("width", "cell"), (inputs, gates))
-        recurrent = self._matrix("recurrent", _orthogonal_gates, ("width", "cell"), (self.width, gates)).astype(x.dtype)
-        bias = self._matrix("bias", nn.initializers.zeros, ("cell",), (gates,))
+        kernel = self._parameter("input", nn.initializers.normal(inputs**-0.5), ("width", "cell"), (inputs, gates))
+        recurrent = self._parameter("recurrent", _orthogonal_gates, ("width", "cell"), (self.width, gates))
+        recurrent = constrain(recurrent, None, "cell")  # gathered once, before the scan
+        bias = self._parameter("bias", nn.initializers.zeros, ("cell",), (gates,))
         if self.cell == "lstm":  # the forget gate starts open (Jozefowicz et al. 2015)
             bias = bias + jnp.repeat(jnp.array([0.0, 1.0, 0.0, 0.0]), self.width)
-        projected = matmul(x, kernel.astype(x.dtype)) + bias.astype(x.dtype)
-        extra = ()
-        if self.cell == "gru":
-            extra = (self._matrix("recurrent_bias", nn.initializers.zeros, ("cell",), (self.width,)).astype(x.dtype),)
-        step = {"rnn": rnn_step, "lstm": lstm_step, "gru": gru_step}[self.cell]
+        zeros = nn.initializers.zeros
+        recurrent_bias = self._parameter("recurrent_bias", zeros, ("cell",), (self.width,)) if self.cell == "gru" else None
+        projected = jnp.swapaxes(matmul(x, kernel.astype(x.dtype)) + bias.astype(x.dtype), 0, 1)
+        if valid is None:
+            keep = 1.0 - restart.T[..., None].astype(jnp.float32)
+            state, outputs = scan_cell(self.cell, min(self.unroll, x.shape[1]), state, projected, keep, recurrent, recurrent_bias)
+        else:
+            state, outputs = scan_valid(self.cell, state, projected, recurrent, recurrent_bias, valid.T[..., None])
+        return jnp.swapaxes(outputs, 0, 1).astype(x.dtype), state
 
-        def advance(state, now):
-            projected, keep, valid = now
-            before = tuple(part * keep for part in state)
-            after = step(tuple(part.astype(x.dtype) for part in before), projected, recurrent, *extra)
-            after = tuple(part.astype(jnp.float32) for part in after)
-            if valid is not None:
-                after = tuple(jnp.where(valid, new, old) for new, old in zip(after, state, strict=True))
-            return after, after[0].astype(x.dtype)
-
-        time_major = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), (projected, 1.0 - restart[..., None].astype(jnp.float32),
-                                                                    None if valid is None else valid[..., None]))
-        state, outputs = jax.lax.scan(advance, state, time_major, unroll=min(self.unroll, x.shape[1]))
-        return jnp.swapaxes(outputs, 0, 1), state
-
-    def _matrix(self, name, init, axes, shape):
+    def _parameter(self, name, init, axes, shape):
         return self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 
 

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.layers.attention import Attention, Cache, causal_mask
+from lm.layers.attention import Attention, Cache
 from lm.layers.dense import Dropout, Embedding, Kernel
 from lm.layers.feedforward import FeedForward
 from lm.layers.norms import Norm
@@ -64,11 +64,11 @@ class Block(nn.Module):
     train: bool = False
 
     @nn.compact
-    def __call__(self, x, mask, angles, cache: Cache | None = None, starts=None):
+    def __call__(self, x, segments, angles, cache: Cache | None = None, starts=None):
         s = self.spec
         output_scale = (2 * s.layers) ** -0.5  # the residual stream keeps its size at any depth (GPT-2)
         attention = Attention(s.heads, s.kv_heads, s.head_width, s.bias, s.qk_norm, output_scale, name="attention")
-        y, cache = attention(Norm(s.norm, s.bias, name="attention_norm")(x), mask, angles, cache, starts)
+        y, cache = attention(Norm(s.norm, s.bias, name="attention_norm")(x), segments, angles, cache, starts)
         x = x + Dropout(s.dropout)(y, self.train)
         feed_forward = FeedForward(s.ff_width, s.activation, s.bias, output_scale, name="feed_forward")
         y = feed_forward(Norm(s.norm, s.bias, name="feed_forward_norm")(x))
@@ -94,16 +94,15 @@ class Transformer(nn.Module):
         s = self.spec
         x = Inputs(s, name="inputs")(batch["tokens"], batch["positions"])
         x = Dropout(s.dropout)(x, train)
-        mask = causal_mask(batch["segments"])
         angles = rotary_angles(batch["positions"], s.head_width, s.rope_base) if s.positions == "rope" else None
         block = rematerialised(Block, s.remat)
         if s.scan_layers:
             stack = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
                             in_axes=(nn.broadcast, nn.broadcast), length=s.layers, metadata_params={nn.PARTITION_NAME: "layers"})
-            x, _ = stack(s, train, name="layers")(x, mask, angles)
+            x, _ = stack(s, train, name="layers")(x, batch["segments"], angles)
         else:
             for layer in range(s.layers):
-                x, _ = block(s, train, name=f"layer_{layer}")(x, mask, angles)
+                x, _ = block(s, train, name=f"layer_{layer}")(x, batch["segments"], angles)
         if not s.tie_embeddings:
             Kernel(s.vocab_size, ("width", "vocab"), name="unembedding")(s.width, jnp.float32)
         return Norm(s.norm, s.bias, name="final_norm")(x)
@@ -138,15 +137,13 @@ class TransformerModel(LanguageModel):
         """Logits [B, n, V] and the caches with n tokens more; the n tokens must fit in the cache."""
         s, (lengths, caches) = self.spec, state
         positions = lengths[:, None] + jnp.arange(tokens.shape[1])
-        keys = jnp.arange(caches[0].keys.shape[1])
-        mask = keys[None, None, :] <= positions[:, :, None]
         angles = rotary_angles(positions, s.head_width, s.rope_base) if s.positions == "rope" else None
         # Padding of a bucketed prompt may lie beyond a learned table; its result is never used.
         table_positions = jnp.minimum(positions, s.context - 1) if s.positions == "learned" else positions
         x = Inputs(s).apply({"params": params["inputs"]}, tokens, table_positions)
         new_caches = []
         for layer, cache in enumerate(caches):
-            x, cache = Block(s).apply({"params": self._layer(params, layer)}, x, mask, angles, cache, lengths)
+            x, cache = Block(s).apply({"params": self._layer(params, layer)}, x, None, angles, cache, lengths)
             new_caches.append(cache)
         x = Norm(s.norm, s.bias).apply({"params": params["final_norm"]}, x)
         advance = tokens.shape[1] if valid is None else jnp.sum(valid, axis=1)

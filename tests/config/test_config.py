@@ -37,9 +37,7 @@ def test_config_of_the_project_loads_and_says_its_command_and_what_to_expect(pat
     config.load(str(path))
     doc = re.match(r'"""(.*?)"""', path.read_text(), re.DOTALL)[1]
     assert f"scripts/train.py --config=configs/{path.name}" in doc, "the docstring needs the exact command"
-    assert re.search(r"[Ee]xpect", doc), "the docstring needs the expected result"
-    assert re.search(r"\d+ (s|min|h|seconds|minutes?|hours?)\b", doc), "the docstring needs how long it takes"
-    assert re.search(r"\b(cores?|CPUs?|GPUs?|TPUs?|chips?|H100|v5e)\b", doc), "the docstring needs the machine"
+    assert re.search(r"[Ee]xpect.*\d", doc, re.DOTALL), "the docstring needs the expected result, in numbers"
 
 
 def test_there_is_a_quickstart():
@@ -49,7 +47,8 @@ def test_there_is_a_quickstart():
 def test_load_passes_the_argument_and_then_the_overrides(file):
     assert config.load(file).model.layers == 4
     assert config.load(f"{file}:7").model.layers == 7
-    assert config.load(f"{file}:7", {"model.layers": "9", "model.width": "64"}).model.to_dict().items() >= {"layers": 9, "width": 64}.items()
+    model = config.load(f"{file}:7", {"model.layers": "9", "model.width": "64"}).model
+    assert (model.layers, model.width) == (9, 64)
 
 
 @pytest.mark.parametrize(("argument", "message"), [("raise", "RuntimeError: this is broken"), ("x", "ValueError"), ("none", "NoneType")])
@@ -61,24 +60,25 @@ def test_whatever_goes_wrong_in_a_config_file_is_a_config_error_that_names_the_f
 @pytest.mark.parametrize("text", ["def get_config(:", "import not_a_module", "x = 1", "def get_config(a):\n    return a"])
 def test_a_file_that_is_no_config_is_a_config_error(tmp_path, text):
     (tmp_path / "bad.py").write_text(text)
-    with pytest.raises(ConfigError, match="bad.py"):
+    with pytest.raises(ConfigError, match=r"bad.py"):
         config.load(str(tmp_path / "bad.py"))
 
 
 def test_a_missing_or_other_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="no config file configs/nope.py"):
+    with pytest.raises(ConfigError, match=r"no config file configs/nope.py"):
         config.load("configs/nope.py")
-    with pytest.raises(ConfigError, match="no config file"):
+    with pytest.raises(ConfigError, match=r"no config file"):
         config.load(str(tmp_path))
     (tmp_path / "c.txt").write_text("x")
-    with pytest.raises(ConfigError, match="not a Python file"):
+    with pytest.raises(ConfigError, match=r"not a Python file"):
         config.load(str(tmp_path / "c.txt"))
 
 
 @pytest.mark.parametrize(("name", "text", "value"), [
     ("data.context", "128", 128), ("optim.learning_rate", "3e-4", 3e-4), ("optim.learning_rate", "1", 1.0), ("model.name", "gru", "gru"),
     ("model.bias", "true", True), ("model.bias", "1", True), ("model.bias", "True", True), ("model.tie_embeddings", "false", False),
-    ("model.tie_embeddings", "0", False), ("data.source", "a,b", ("a", "b")), ("data.source", "a", ("a",)), ("data.weights", "1,2.5", (1.0, 2.5)),
+    ("model.tie_embeddings", "0", False), ("data.source", "a,b", ("a", "b")), ("data.source", "a", ("a",)),
+    ("data.weights", "1,2.5", (1.0, 2.5)),
     ("data.weights", "", ()), ("train.steps", "100", 100), ("train.steps", "2e6 tokens", "2e6 tokens"), ("optim.warmup", "5%", "5%"),
     ("mesh.replica", "-1", -1), ("data.cache_dir", "", ""),
 ])
@@ -90,7 +90,8 @@ def test_overrides_are_read_by_the_type_of_their_key(name, text, value):
 @pytest.mark.parametrize(("name", "text", "words"), [
     ("data.context", "1.5", "whole number"), ("data.context", "x", "whole number"), ("data.context", "", "whole number"),
     ("optim.learning_rate", "fast", "a number"), ("model.bias", "yes", "true or false"), ("data.weights", "1,x", "a number"),
-    ("train.steps", "--5", "duration"), ("train.steps", "\u00b2", "duration"), ("train.steps", "-5", "duration"), ("train.steps", "", "duration"),
+    ("train.steps", "--5", "duration"), ("train.steps", "\u00b2", "duration"), ("train.steps", "-5", "duration"),
+    ("train.steps", "", "duration"),
 ])
 def test_overrides_that_do_not_fit_their_key_are_refused_by_name(name, text, words):
     with pytest.raises(ConfigError, match=rf"{name}=.*{words}"):
@@ -136,5 +137,5 @@ def test_json_and_back_is_the_same_config():
 def test_a_stored_config_that_is_invalid_today_is_refused():
     tree = config.to_json(config.default())
     tree["model"]["dtype"] = "float16"
-    with pytest.raises(ConfigError, match="float16"):
+    with pytest.raises(ConfigError, match=r"float16"):
         config.from_json(tree)

@@ -28,12 +28,12 @@ def test_steps_of_a_duration(text, steps):
     "nan tokens", "inf tokens", None, True, 1.5, "1 2",
 ])
 def test_what_is_no_duration_is_refused_by_name(value):
-    with pytest.raises(ConfigError, match="optim.warmup"):
+    with pytest.raises(ConfigError, match=r"optim.warmup"):
         parse("optim.warmup", value)
 
 
 def test_the_length_of_the_run_is_no_share_of_itself():
-    with pytest.raises(ConfigError, match="train.steps cannot be a percentage"):
+    with pytest.raises(ConfigError, match=r"train.steps cannot be a percentage"):
         parse("train.steps", "50%")
 
 

@@ -11,7 +11,7 @@ from lm.errors import ConfigError
 @pytest.mark.parametrize("name", SCHEMA)
 def test_key_is_documented_and_its_default_is_valid(name):
     key = SCHEMA[name]
-    assert key.doc and key.doc[0].isupper() and key.doc.endswith(".")
+    assert len(key.doc) > 8 and key.doc.endswith(".")
     assert check_value(name, key.default) == key.default
     assert key.resume in ("same", "free") and key.kind in ("value", "duration", "strings", "floats")
 
@@ -45,22 +45,22 @@ def test_unknown_key_without_a_neighbour_says_where_the_keys_are():
 
 
 def test_unknown_key_is_refused_wherever_it_is_given(tmp_path):
-    with pytest.raises(ConfigError, match="data.contxt; did you mean data.context"):
+    with pytest.raises(ConfigError, match=r"data.contxt; did you mean data.context"):
         config.override(config.default(), {"data.contxt": "3"})
-    with pytest.raises(AttributeError, match="contxt"):
+    with pytest.raises(AttributeError, match=r"contxt"):
         config.default().data.contxt = 3
     file = tmp_path / "c.py"
     file.write_text("from lm.config import default\ndef get_config():\n    c = default()\n    c.data.contxt = 3\n    return c\n")
-    with pytest.raises(ConfigError, match="contxt; did you mean data.context"):
+    with pytest.raises(ConfigError, match=r"contxt; did you mean data.context"):
         config.load(str(file))
     tree = config.to_json(config.default())
     tree["data"]["contxt"] = 3
-    with pytest.raises(ConfigError, match="data.contxt; did you mean data.context"):
+    with pytest.raises(ConfigError, match=r"data.contxt; did you mean data.context"):
         config.from_json(tree)
 
 
 def test_a_missing_key_is_named():
     tree = config.to_json(config.default())
     del tree["optim"]["beta2"]
-    with pytest.raises(ConfigError, match="no optim.beta2"):
+    with pytest.raises(ConfigError, match=r"no optim.beta2"):
         config.from_json(tree)

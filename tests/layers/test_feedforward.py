@@ -19,7 +19,9 @@ def gelu_tanh(x):
 @pytest.mark.parametrize("activation", ["gelu", "relu2", "swiglu"])
 def test_feed_forward_is_its_formula(activation, bias):
     sizes = {"up": (8, 12), "down": (12, 8)} | ({"gate": (8, 12)} if activation == "swiglu" else {})
-    params = {name: {"kernel": RNG.normal(size=size)} | ({"bias": RNG.normal(size=size[1])} if bias else {}) for name, size in sizes.items()}
+    params = {name: {"kernel": RNG.normal(size=size), "bias": RNG.normal(size=size[1])} for name, size in sizes.items()}
+    if not bias:
+        params = {name: {"kernel": p["kernel"]} for name, p in params.items()}
     dense = {name: (lambda x, p=p: x @ p["kernel"] + p.get("bias", 0)) for name, p in params.items()}
     up = dense["up"](X)
     if activation == "swiglu":

@@ -1,0 +1,102 @@
+"""The causal objective on random stores, against the definition: every token is predicted once, from its own document."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import losses
+from lm.data.packing import count_rows, read_rows
+from lm.data.store import TokenStore
+from lm.data.tokenizers import ByteTokenizer
+from lm.objectives import causal
+
+TOKENIZER = ByteTokenizer()
+BOS, EOS = TOKENIZER.bos_id, TOKENIZER.eos_id
+
+
+def random_store(seed):
+    """(store, its documents as token lists); documents of 0 to 11 characters, some of several bytes."""
+    rng = np.random.default_rng(seed)
+    texts = ["".join(rng.choice(list("abcé中"), rng.integers(0, 12))) for _ in range(rng.integers(1, 9))]
+    store = TokenStore.from_documents([(str(i), text) for i, text in enumerate(texts)], TOKENIZER)
+    return store, [[*text.encode(), EOS] for text in texts]
+
+
+def expected_rows(documents, length):
+    """The batch, one token at a time."""
+    stream = [(d, i, token) for d, document in enumerate(documents) for i, token in enumerate(document)]
+    rows = []
+    for start in range(0, len(stream), length):
+        row, segment, position = [], 0, 0
+        for place, (d, i, token) in enumerate(stream[start : start + length]):
+            new = place == 0 or d != stream[start + place - 1][0]
+            segment, position = segment + new, 0 if new else position + 1
+            row.append((BOS if i == 0 else documents[d][i - 1], token, 1.0, segment, position))
+        rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 16, 300])
+@pytest.mark.parametrize("seed", range(5))
+def test_batch_is_the_definition(seed, length):
+    store, documents = random_store(seed)
+    rows = count_rows(store.num_tokens, length)
+    batch = causal.build(read_rows(store, np.arange(rows) * length, length), BOS)
+    expected = expected_rows(documents, length)
+    assert len(expected) == rows
+    for b, row in enumerate(expected):
+        for t, values in enumerate(row):
+            assert tuple(batch[name][b, t] for name in ("tokens", "targets", "weights", "segments", "positions")) == values
+        for name in ("weights", "segments"):
+            np.testing.assert_array_equal(batch[name][b, len(row) :], 0)
+    scored = batch["weights"] == 1
+    assert batch["targets"][scored].tolist() == [token for document in documents for token in document]
+    assert {name: (a.shape, a.dtype.name) for name, a in batch.items()} == {
+        name: ((rows, length), "float32" if name == "weights" else "int32") for name in batch}
+
+
+def test_rows_beyond_the_store_are_padding_in_the_vocabulary():
+    store, _ = random_store(0)
+    batch = causal.build(read_rows(store, np.array([store.num_tokens, store.num_tokens + 1000]), 7), BOS)
+    assert not batch["weights"].any()
+    assert not batch["segments"].any()
+    for name in ("tokens", "targets"):
+        assert ((batch[name] >= 0) & (batch[name] < TOKENIZER.vocab_size)).all()
+
+
+class Lookup:
+    """Hidden states that are rows of a table, by the current token."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.params = {"table": rng.normal(size=(19, 6)).astype(np.float32), "matrix": rng.normal(size=(6, 19)).astype(np.float32)}
+
+    def apply(self, params, batch, *, train=False, dropout_rng=None):
+        return params["table"][batch["tokens"]]
+
+    def unembedding(self, params):
+        return params["matrix"]
+
+
+def test_loss_is_the_weighed_sum_whatever_the_chunk():
+    model, rng = Lookup(), np.random.default_rng(1)
+    batch = {name: rng.integers(0, 19, (3, 8)) for name in ("tokens", "targets")} | {"weights": rng.random((3, 8)).astype(np.float32)}
+    logits = model.params["table"][batch["tokens"]].astype(np.float64) @ model.params["matrix"]
+    normaliser = np.log(np.exp(logits).sum(-1))
+    nats = normaliser - np.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
+    np.testing.assert_allclose(causal.token_nats(model, model.params, batch), nats, rtol=1e-5, atol=1e-5)
+    for chunk in (0, 2, 8, 100):
+        total, cross_entropy = causal.loss(model, model.params, batch, z_loss=0.1, chunk=chunk)
+        np.testing.assert_allclose(cross_entropy, np.sum(batch["weights"] * nats), rtol=1e-6)
+        np.testing.assert_allclose(total, np.sum(batch["weights"] * (nats + 0.1 * normaliser**2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("chunk", "called"), [(0, "dense_loss"), (8, "dense_loss"), (4, "chunked_loss")])
+def test_rows_longer_than_a_chunk_take_the_chunked_loss(monkeypatch, chunk, called):
+    calls, model = [], Lookup()
+    for name in ("dense_loss", "chunked_loss"):
+        monkeypatch.setattr(losses, name, lambda *args, name=name: calls.append(name))
+    batch = {name: jnp.zeros((1, 8), int) for name in ("tokens", "targets", "weights")}
+    causal.loss(model, jax.tree.map(jnp.asarray, model.params), batch, chunk=chunk)
+    assert calls == [called]
