@@ -165,6 +165,7 @@ class Generator:
                  seed: int = 0, num: int = 1) -> list[Completion]:
         """`num` completions of each prompt, in the order of the prompts; with beams, the best `num` <= beams of each.
 
+        Beams give fewer where there are no more completions of so few tokens.
         `max_tokens` None fills the context (at most 128 tokens). ConfigError when prompt and completion do not fit.
         """
         if num < 1 or (beams and num > beams):
@@ -182,7 +183,8 @@ class Generator:
         tokens, logprobs = np.asarray(carry.tokens), np.asarray(carry.logprobs)
         self.seconds = time.perf_counter() - start
         results = [self._completion(*row) for row in zip(tokens, logprobs, strict=True)]
-        return [result for i, result in enumerate(results) if not beams or i % beams < num]
+        # Beams that no continuation filled have probability 0.
+        return [result for i, result in enumerate(results) if not beams or (i % beams < num and result.logprob != -np.inf)]
 
     def _limit(self, longest: int, max_tokens: int | None) -> int:
         room = self.model.max_positions

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from lm.losses import chunked_loss, dense_loss, token_losses
 
@@ -102,7 +103,7 @@ def avals(jaxpr):
     """Shapes of everything that a jaxpr computes, inside its loops too."""
     for equation in jaxpr.eqns:
         yield from (variable.aval for variable in equation.outvars)
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jaxprs_in_params(equation.params):
             yield from avals(inner)
 
 

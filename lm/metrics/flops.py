@@ -5,6 +5,7 @@ that are seen. Recomputation (remat) is not counted: MFU is useful work over pea
 """
 
 import functools
+import re
 import time
 
 import jax
@@ -36,7 +37,7 @@ def peak_flops(device: jax.Device | None = None) -> tuple[float, str]:
     """(FLOP/s of one device, "known" or "measured"). Simulated CPU devices share the machine, and so its measured peak."""
     device = device or jax.local_devices()[0]
     for kind, peak in KNOWN_PEAKS.items():
-        if kind in device.device_kind:
+        if re.search(rf"{kind}(?!\d)", device.device_kind):  # an L40 is no L4
             return peak, "known"
     on_host = jax.local_device_count() if device.platform == "cpu" else 1
     return measured_peak(device) / on_host, "measured"

@@ -25,8 +25,7 @@ class Writers:
 
     def write(self, line: dict):
         """One line; its numbers go to the other writers as KIND/NAME."""
-        # JSON has no NaN: what is not finite is null.
-        line = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        line = _finite(line)
         self._file.write(json.dumps(line) + "\n")
         numbers = {f"{line['kind']}/{k}": v for k, v in line.items() if isinstance(v, (int, float)) and k != "step"}
         if self._board:
@@ -52,6 +51,13 @@ def read_lines(path: pathlib.Path) -> list[dict]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
+
+
+def _finite(value):
+    """The value with null for every number that is not finite: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _drop_after(path: pathlib.Path, step: int):

@@ -17,7 +17,7 @@ FACTS = Facts(tokens_per_step=1000, steps_per_epoch=12.5, flops_per_step=4e9)
 @pytest.mark.parametrize(("text", "steps"), [
     (0, 0), (7, 7), ("7", 7), ("7 steps", 7), ("1 step", 1), ("1_000", 1000), ("1e3", 1000), ("1.5e3 steps", 1500),
     ("1e6 tokens", 1000), ("999 tokens", 1), ("1001 tokens", 2), ("0 tokens", 0), ("2 epochs", 25), ("1 epoch", 13), ("0.5EPOCHS", 7),
-    ("4e9 flops", 1), ("1e12 flops", 250), ("4.1e9 FLOPs", 2), ("5%", 10), (" 5 % ", 10), ("0.6%", 2), ("100%", 200),
+    ("4e9 flops", 1), ("1e12 flops", 250), ("4.1e9 FLOPs", 2), ("5%", 10), (" 5 % ", 10), ("0.6%", 2), ("100%", 200), ("7%", 14),
 ])
 def test_steps_of_a_duration(text, steps):
     assert to_steps("optim.warmup", text, FACTS, total_steps=200) == steps

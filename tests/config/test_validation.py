@@ -21,7 +21,7 @@ def changed(**values):
 
 def test_a_whole_number_becomes_a_float_where_one_is_meant():
     value = changed(optim__learning_rate=1).optim.learning_rate
-    assert value == 1.0 and type(value) is float
+    assert value == 1.0 and type(value) is float and type(check_value("optim.learning_rate", 1)) is float
     assert changed(data__source=("a", "b"), data__weights=(1, 2)).data.weights == (1.0, 2.0)
 
 

@@ -122,3 +122,8 @@ def test_too_many_sources_are_refused():
     Order((1,) * 64, (1.0,) * 64, 0)
     with pytest.raises(ConfigError, match=r"data.source has 65 sources"):
         Order((1,) * 65, (1.0,) * 65, 0)
+
+
+def test_sources_of_one_size_have_orders_of_their_own():
+    sources, rows = Order((500, 500), (0.5, 0.5), 0).locate(np.arange(_BLOCK))
+    assert (rows[sources == 0][:500] == rows[sources == 1][:500]).sum() < 10

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.layers.attention import Attention, attend, causal_mask, write
+from lm.layers import attention
+from lm.layers.attention import Attention, attend, causal_attend, causal_mask, write
 
 RNG = np.random.default_rng(0)
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 2, 3, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]])
@@ -16,34 +17,54 @@ def qkv(heads, kv_heads, width=8, dtype=np.float32):
     return [RNG.normal(size=(*shape, n, width)).astype(dtype) for n in (heads, kv_heads, kv_heads)]
 
 
-def test_mask_is_same_document_and_not_the_future():
-    mask = np.asarray(causal_mask(jnp.asarray(SEGMENTS)))
-    for b, row in enumerate(SEGMENTS):
-        for t in range(len(row)):
-            for s in range(len(row)):
-                assert mask[b, t, s] == (s <= t and row[s] == row[t])
+TIMES = np.arange(SEGMENTS.shape[1])
+MASK = (SEGMENTS[:, :, None] == SEGMENTS[:, None, :]) & (TIMES[:, None] >= TIMES)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 10), (0, 4), (4, 9)])
+def test_mask_is_same_document_and_not_the_future(start, stop):
+    mask = np.asarray(causal_mask(jnp.asarray(SEGMENTS), start, stop))
+    np.testing.assert_array_equal(mask, MASK[:, start:stop, :stop])
     assert mask.any(axis=2).all(), "a query that sees no key has no softmax"
+
+
+@pytest.mark.parametrize(("block", "blocks"), [(64, 8), (3, 8), (1, 4), (1, 100)])
+def test_blocks_of_queries_change_neither_value_nor_gradient(monkeypatch, block, blocks):
+    monkeypatch.setattr(attention, "SMALLEST_BLOCK", block)
+    monkeypatch.setattr(attention, "MOST_BLOCKS", blocks)
+    weights = RNG.normal(size=(2, SEGMENTS.shape[1], 4, 8))
+
+    def ours(q, k, v):
+        y = causal_attend(q, k, v, jnp.asarray(SEGMENTS))
+        return jnp.sum(weights * y), y
+
+    def jaxs(q, k, v):
+        y = jax.nn.dot_product_attention(q, k, v, mask=MASK[:, None])
+        return jnp.sum(weights * y), y
+
+    arrays = qkv(4, 2)
+    got, expected = (jax.jit(jax.grad(f, argnums=(0, 1, 2), has_aux=True))(*arrays) for f in (ours, jaxs))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)  # float32 sums of order ten in another order
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (4, 1)])
 def test_attention_is_jaxs_with_grouped_heads(heads, kv_heads):
     q, k, v = qkv(heads, kv_heads)
-    mask = causal_mask(jnp.asarray(SEGMENTS))
-    expected = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+    expected = jax.nn.dot_product_attention(q, k, v, mask=MASK[:, None])
     # Sums of 10 and of 8 products of order one, in another order.
-    np.testing.assert_allclose(attend(q, k, v, mask), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(attend(q, k, v, MASK), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_attention_is_a_loop_in_float64():
     q, k, v = qkv(4, 2)
-    mask = np.asarray(causal_mask(jnp.asarray(SEGMENTS)))
     expected = np.zeros(q.shape)
     for b, t, h in np.ndindex(*q.shape[:3]):
-        seen, kv = mask[b, t], h // 2  # query heads 0 and 1 share key head 0
+        seen, kv = MASK[b, t], h // 2  # query heads 0 and 1 share key head 0
         scores = k[b, seen, kv].astype(np.float64) @ q[b, t, h] / np.sqrt(q.shape[-1])
         weights = np.exp(scores - scores.max())
         expected[b, t, h] = weights @ v[b, seen, kv] / weights.sum()
-    np.testing.assert_allclose(attend(q, k, v, mask), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(attend(q, k, v, MASK), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_large_logits_neither_overflow_nor_lose_the_softmax_in_low_precision():
@@ -67,7 +88,7 @@ def test_write_puts_each_row_at_its_own_start():
 def test_output_matrix_starts_smaller_by_the_scale_of_its_depth():
     module = Attention(4, 2, 64, bias=True, qk_norm=True, output_scale=0.25)
     x = jnp.zeros((1, 2, 128))
-    params = module.init(jax.random.key(0), x, causal_mask(jnp.ones((1, 2), int)), None)["params"]
+    params = module.init(jax.random.key(0), x, jnp.ones((1, 2), int), None)["params"]
     std = {name: float(np.std(params[name]["kernel"].unbox())) for name in ("query", "key", "value", "output")}
     for name in ("query", "key", "value"):
         assert std[name] == pytest.approx(128**-0.5, rel=0.03)  # at least 16,384 draws: five standard errors

@@ -41,7 +41,7 @@ def test_forward_flops_are_the_compilers(name, settings):
 
 def test_causal_attention_counts_the_keys_that_are_seen():
     model = build("transformer", kv_heads=2, head_width=24)
-    seen = np.mean(np.sum(causal_mask(np.ones((1, LENGTH), int)), axis=-1))
+    seen = np.mean(np.sum(causal_mask(np.ones((1, LENGTH), int), 0, LENGTH), axis=-1))
     assert seen == (LENGTH + 1) / 2
     per_key = 2 * 2 * 4 * 24  # score and mix, two FLOPs per multiply-add, four heads
     dense, causal = (model.forward_flops(LENGTH, causal=c) for c in (False, True))

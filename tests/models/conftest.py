@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lm import config, models
+from lm.layers import attention
 
 VOCAB, CONTEXT = 19, 24
 
@@ -31,6 +32,12 @@ def _make(name, vocab, context, settings):
     section.update(small | dict(settings), name=name)
     model = models.build(section, vocab, context)
     return model, random_parameters(model)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Rows of these tests go through attention in several blocks, as long ones do."""
+    monkeypatch.setattr(attention, "SMALLEST_BLOCK", 8)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.layers import attention
 from lm.objectives import causal
 
 SEGMENTS = [[1] * 7 + [2] * 5, [1] * 10 + [0] * 2]
@@ -53,7 +54,8 @@ def test_rematerialisation_changes_neither_loss_nor_gradient(make, random_batch,
         close(loss_and_gradient(make(name, remat=remat, **settings)[0], train=True)(params, batch), expected)
 
 
-def test_rematerialisation_recomputes_products_as_it_says(make, random_batch):
+def test_rematerialisation_recomputes_products_as_it_says(make, random_batch, monkeypatch):
+    monkeypatch.setattr(attention, "SMALLEST_BLOCK", 64)
     batch, products = random_batch(SEGMENTS), {}
     for remat in ("none", "dots", "full"):
         model, params = make("transformer", remat=remat, activation="swiglu")
