@@ -1,19 +1,22 @@
-"""A small LSTM on the State of the Union addresses."""
+"""An LSTM of 4.0M parameters on the State of the Union addresses: the tokens, text and tokenizer of configs/quickstart.py.
 
+    python scripts/train.py --config=configs/lstm_quickstart.py --workdir=runs/lstm_quickstart
 
-from lm.config import default
+Expect: QS_BPB bits per byte on the validation split after QS_STEPS steps (QS_TOKENS tokens), in under three minutes of training on
+2 cores of an AMD EPYC (Zen 4).
+"""
+
+import pathlib
+
+from lm import config as configs
 
 
 def get_config():
-    """The config."""
-    config = default()
+    """The config of quickstart.py with another model of about as many parameters."""
+    config = configs.load(str(pathlib.Path(__file__).with_name("quickstart.py")))
+    config.model = configs.default().model
     config.model.name = "lstm"
     config.model.layers = 2
     config.model.width = 448
     config.model.embedding_width = 256
-    config.data.context = 256
-    config.data.global_batch = 16
-    config.train.steps = 100
-    config.optim.weight_decay = 0.1
-    config.optim.warmup = "5%"
     return config

@@ -1,4 +1,10 @@
-"""A small GPT on the State of the Union addresses."""
+"""A GPT of 4.2M parameters on the State of the Union addresses: 4 layers, 256 wide, BPE of 4,096 pieces.
+
+    python scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart
+
+Expect: QS_BPB bits per byte on the validation split after QS_STEPS steps (QS_TOKENS tokens), in about three minutes of training on
+2 cores of an AMD EPYC (Zen 4); evaluation takes ten seconds more.
+"""
 
 from lm.config import default
 
@@ -9,10 +15,19 @@ def get_config():
     config.model.layers = 4
     config.model.width = 256
     config.model.heads = 4
+    config.model.activation = "relu2"
+    # On a CPU a few unrolled layers run faster than a scan over them.
     config.model.scan_layers = False
+    config.data.source = "sotu"
+    config.data.vocab_size = 4096
     config.data.context = 256
     config.data.global_batch = 16
-    config.train.steps = 100
-    config.optim.weight_decay = 0.1
+    config.train.steps = 180
+    config.optim.name = "muon"
+    config.optim.muon_learning_rate = 0.02
+    config.optim.learning_rate = 3e-3
     config.optim.warmup = "5%"
+    config.optim.weight_decay = 0.1
+    config.checkpoint.every = 90
+    config.eval.every = 90
     return config

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import sys
 import traceback
 
@@ -65,12 +66,27 @@ def run(main):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
+    except Exception as error:  # noqa: BLE001 - whatever a library raises, a user gets a line and --debug the traceback
+        code = _report(error, 1, f"{type(error).__name__}: {str(error).strip() or 'no message'} (--debug shows where)")
     sys.exit(code or 0)
 
 
-def _report(error, code):
+def keep_memory():
+    """Restarts this process once with an allocator that keeps freed memory and asks for huge pages.
+
+    XLA's CPU backend maps its temporaries anew in every step; keeping them made steps 1.13 to 1.16 times as fast. It only
+    matters where the CPU is the device, only works before start-up, and leaves a GLIBC_TUNABLES of the user's alone.
+    """
+    accelerators = ("/dev/accel0", "/dev/vfio/0", "/dev/nvidia0", "/dev/kfd")
+    if not sys.platform.startswith("linux") or "GLIBC_TUNABLES" in os.environ or any(map(os.path.exists, accelerators)):
+        return
+    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _report(error, code, text=None):
     if "--debug" in sys.argv:
         traceback.print_exception(error)
     else:
-        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+        print("error:", " ".join((text or str(error)).splitlines()), file=sys.stderr)
     return code

@@ -28,8 +28,8 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise ConfigError(f"temperature={self.temperature} is negative: 0 is greedy, 1 the model's own distribution")
+        if not self.temperature >= 0:
+            raise ConfigError(f"temperature={self.temperature} is not allowed: 0 is greedy, 1 the model's own distribution")
         if self.top_k < 0:
             raise ConfigError(f"top_k={self.top_k} is negative: 0 keeps all tokens")
         if not 0 < self.top_p <= 1:
@@ -37,11 +37,13 @@ class Sampling:
 
 
 class Completion(NamedTuple):
-    """Tokens after the prompt (without the end of document), their log-probability in nats, and whether the document ended."""
+    """Tokens after a prompt (without the end of document), their log-probability in nats, whether the document ended, and
+    which of the prompts it was."""
 
     tokens: list[int]
     logprob: float
     ended: bool
+    prompt: int
 
 
 class Carry(NamedTuple):
@@ -168,6 +170,8 @@ class Generator:
         Beams give fewer where there are no more completions of so few tokens.
         `max_tokens` None fills the context (at most 128 tokens). ConfigError when prompt and completion do not fit.
         """
+        if not prompts:
+            raise ConfigError("there is no prompt to continue")
         if num < 1 or (beams and num > beams):
             raise ConfigError(f"num={num} is not allowed: it must be at least 1" + (f" and at most beams={beams}" if beams else ""))
         encoded = [[self.tokenizer.bos_id, *self.tokenizer.encode(prompt).tolist()] for prompt in prompts]
@@ -182,7 +186,8 @@ class Generator:
         carry = run(self.params, padded, lengths, np.int32(limit), np.uint32(seed))
         tokens, logprobs = np.asarray(carry.tokens), np.asarray(carry.logprobs)
         self.seconds = time.perf_counter() - start
-        results = [self._completion(*row) for row in zip(tokens, logprobs, strict=True)]
+        per_prompt = len(tokens) // len(prompts)
+        results = [self._completion(*row, i // per_prompt) for i, row in enumerate(zip(tokens, logprobs, strict=True))]
         # Beams that no continuation filled have probability 0.
         return [result for i, result in enumerate(results) if not beams or (i % beams < num and result.logprob != -np.inf)]
 
@@ -210,7 +215,7 @@ class Generator:
         scalars = jax.ShapeDtypeStruct((), np.int32), jax.ShapeDtypeStruct((), np.uint32)
         return jax.jit(function).lower(self.params, tokens, lengths, *scalars).compile()
 
-    def _completion(self, tokens, logprob) -> Completion:
+    def _completion(self, tokens, logprob, prompt) -> Completion:
         written = tokens[tokens >= 0].tolist()
         ended = bool(written) and written[-1] == self.tokenizer.eos_id
-        return Completion(written[:-1] if ended else written, float(logprob), ended)
+        return Completion(written[:-1] if ended else written, float(logprob), ended, prompt)

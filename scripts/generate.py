@@ -37,9 +37,9 @@ def main(argv):
     generator = Generator(run.model, params, run.tokenizer)
     completions = generator(arguments.prompt, arguments.max_tokens, sampling, arguments.beams, arguments.seed, arguments.num)
     results = []
-    for place, completion in enumerate(completions):
-        prompt, text = arguments.prompt[place // arguments.num], run.tokenizer.decode(completion.tokens)
-        print(f"{prompt}{text}\n" + "-" * 20)
+    for completion in completions:
+        text = run.tokenizer.decode(completion.tokens)
+        print(f"{arguments.prompt[completion.prompt]}{text}\n" + "-" * 20)
         results.append({"text": text, "logprob": completion.logprob})
     tokens = sum(len(completion.tokens) + completion.ended for completion in completions)
     cli.print_result({"completions": results, "tokens_per_second": tokens / generator.seconds})

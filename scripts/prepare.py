@@ -13,8 +13,8 @@ from lm.config.schema import SCHEMA
 from lm.data.prepare import prepare, prepare_into
 from lm.errors import ConfigError
 
-_OPTIONS = ("tokenizer", "vocab_size", "tokenizer_sample_bytes", "tokenizer_seed", "documents", "text_field", "validation_fraction", "test_fraction",
-            "tfds_dir", "cache_dir", "workers")
+_OPTIONS = ("tokenizer", "vocab_size", "tokenizer_sample_bytes", "tokenizer_seed", "documents", "text_field", "validation_fraction",
+            "test_fraction", "tfds_dir", "cache_dir", "workers")
 
 
 def _parser() -> cli.Parser:

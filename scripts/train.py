@@ -15,6 +15,7 @@ def main(argv):
     parser.add_argument("--workdir", required=True, help="work directory of the run")
     arguments, overrides = parser.parse_with_overrides(argv)
     config = cli.load_config(arguments, overrides)
+    cli.keep_memory()
     from lm.train import train
 
     cli.print_result(train(config, arguments.workdir))

@@ -92,11 +92,27 @@ def test_errors_become_exit_codes_and_one_line(monkeypatch, capsys, error, code)
     assert got == code and text.startswith("Traceback")
 
 
-def test_success_exits_0_and_a_bug_keeps_its_traceback(monkeypatch, capsys):
+def test_success_exits_0_and_a_bug_1_with_one_line_or_its_traceback(monkeypatch, capsys):
     assert exit_of(monkeypatch, capsys, lambda argv: None)[0] == 0
-    monkeypatch.setattr(sys, "argv", ["script"])
-    with pytest.raises(ZeroDivisionError):
-        cli.run(lambda argv: 1 / 0)
+    bug = "error: ZeroDivisionError: division by zero (--debug shows where)\n"
+    assert exit_of(monkeypatch, capsys, lambda argv: 1 / 0) == (1, bug)
+    code, errors = exit_of(monkeypatch, capsys, lambda argv: 1 / 0, "--debug")
+    assert code == 1 and errors.startswith("Traceback") and "1 / 0" in errors
+
+
+def test_keeping_memory_restarts_once_and_respects_the_user(monkeypatch):
+    started = []
+    monkeypatch.setattr(cli.os, "execv", lambda *arguments: started.append(arguments))
+    monkeypatch.setattr(cli.os.path, "exists", lambda path: False)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "dev", "train.py", "--config=x"])
+    monkeypatch.setenv("GLIBC_TUNABLES", "mine")
+    cli.keep_memory()
+    assert started == []
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    cli.keep_memory()
+    assert started == [(sys.executable, [sys.executable, "-X", "dev", "train.py", "--config=x"])]
+    cli.keep_memory()
+    assert len(started) == 1
 
 
 def test_interrupt_exits_130(monkeypatch, capsys):

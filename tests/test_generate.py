@@ -26,7 +26,7 @@ class Letters:
         return np.array([ord(letter) - ord("a") + 3 for letter in text], np.int32)
 
 
-def generator(name, vocab, seed=0, eos_bias=0.0, **settings):
+def generator(name, vocab, seed=0, **settings):
     section = config.default().model
     small = {"layers": 1, "width": 16} | ({"heads": 2} if name == "transformer" else {"unroll": 1})
     section.update(small | settings, name=name, tie_embeddings=False)
@@ -34,13 +34,12 @@ def generator(name, vocab, seed=0, eos_bias=0.0, **settings):
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
-    params["unembedding"]["kernel"][:, EOS] += eos_bias
     return Generator(model, params, Letters())
 
 
-@pytest.fixture(scope="module", params=[("transformer", {"positions": "learned"}), ("gru", {})], ids=["transformer", "gru"])
+@pytest.fixture(scope="module", params=[("transformer", {"positions": "learned", "seed": 4}), ("gru", {})], ids=["transformer", "gru"])
 def small(request):
-    """A generator over 7 tokens, of which 4 are letters."""
+    """A generator over 7 tokens, of which 4 are letters; its seed makes some completions end and others not."""
     name, settings = request.param
     return generator(name, 7, **settings)
 
@@ -109,7 +108,7 @@ def test_the_context_can_be_filled_to_its_last_token(small, log_probs):
 
 
 def test_prompts_of_unequal_length_do_not_touch_each_other(small):
-    prompts = ["", "dab", "c", LONG]
+    prompts = ["", "dabcab"]
     for settings in ({"sampling": GREEDY}, {"beams": 3, "num": 2}):
         together = small(prompts, max_tokens=5, **settings)
         alone = [completion for prompt in prompts for completion in small([prompt], max_tokens=5, **settings)]
@@ -138,13 +137,6 @@ def test_top_one_is_greedy_and_one_beam_is_greedy(small):
     for other in (small(["ab"], max_tokens=9, sampling=Sampling(top_k=1))[0], small(["ab"], max_tokens=9, beams=1)[0]):
         assert (other.tokens, other.ended) == (expected.tokens, expected.ended)
         assert other.logprob == pytest.approx(expected.logprob, abs=1e-5)
-
-
-def test_decoding_stops_at_the_end_of_the_document():
-    completion = generator("gru", 7, eos_bias=50.0, layer_norm=True)(["ab"] * 2, max_tokens=9, sampling=GREEDY)[0]
-    other = generator("gru", 7, eos_bias=-50.0, layer_norm=True)(["ab"] * 2, max_tokens=9, sampling=GREEDY)[0]
-    assert {completion.ended, other.ended} == {True, False}
-    assert {len(completion.tokens), len(other.tokens)} == {0, 9}
 
 
 def continuations(letters, limit):
@@ -234,7 +226,7 @@ def test_exactly_the_wanted_probability_is_enough():
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    ({"temperature": -0.1}, "temperature=-0.1 is negative"),
+    ({"temperature": -0.1}, "temperature=-0.1 is not allowed"),
     ({"top_k": -1}, "top_k=-1 is negative"),
     ({"top_p": 0.0}, "top_p=0.0 is not a share"),
     ({"top_p": 1.1}, "top_p=1.1 is not a share"),

@@ -11,7 +11,6 @@ from lm.layers.norms import Norm
 from lm.layers.positions import rotate
 from lm.parallel import constrain
 
-
 # Blocks of queries in a row: enough to skip most of what is masked, few enough to compile fast.
 SMALLEST_BLOCK = 64
 MOST_BLOCKS = 8

@@ -54,7 +54,7 @@ class LanguageModel(abc.ABC):
     def forward_flops(self, context: int, causal: bool = True) -> float:
         """FLOPs per token of a forward pass over rows of `context` tokens: matrix products only, two per multiply-add.
 
-        Attention counts the keys that a query sees (half of them on average); `causal=False` counts all, as dense code computes.
+        Attention counts the keys that a query sees (half of them on average); `causal=False` counts all keys of a row.
         """
 
 

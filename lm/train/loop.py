@@ -130,15 +130,14 @@ class Loop(contextlib.AbstractContextManager):
 
     def _mark(self):
         """Starts a stretch of steps whose speed the next line reports."""
-        self._mark_time, self._mark_tokens, self._mark_other = time.perf_counter(), self.tokens, self._other_seconds()
-
-    def _other_seconds(self):
-        return sum(self.clock.seconds.get(name, 0.0) for name in ("eval", "checkpoint"))
+        self._marked = time.perf_counter(), self.tokens, dict(self.clock.seconds)
 
     def _log(self, done: int, values: dict):
-        seconds = time.perf_counter() - self._mark_time - (self._other_seconds() - self._mark_other)
-        self.clock.add("step", seconds)
-        speed = (self.tokens - self._mark_tokens) / max(seconds, 1e-9)
+        then, tokens, before = self._marked
+        spent = {name: self.clock.seconds.get(name, 0.0) - before.get(name, 0.0) for name in ("data", "eval", "checkpoint")}
+        seconds = time.perf_counter() - then - spent["eval"] - spent["checkpoint"]  # waiting for data counts as training
+        self.clock.add("step", seconds - spent["data"])
+        speed = (self.tokens - tokens) / max(seconds, 1e-9)
         line = {"step": done, "kind": "train", "tokens": self.tokens, "seconds": self._seconds(), **values,
                 "tokens_per_second": speed, "mfu": self.job.flops_per_token * speed / (self.peak * self.job.mesh.size),
                 "skipped": self.skipped, "time": self.clock.rounded()}

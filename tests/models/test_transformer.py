@@ -69,7 +69,7 @@ def test_rematerialisation_recomputes_products_as_it_says(make, random_batch, mo
 @pytest.mark.parametrize("name", FAMILIES)
 def test_bfloat16_keeps_parameters_and_losses_in_float32(make, random_batch, name):
     batch = random_batch(SEGMENTS)
-    (exact, params), (low, _) = make(name), make(name, dtype="bfloat16")
+    (exact, params), (low, _) = make(name, layers=1), make(name, layers=1, dtype="bfloat16")
     made = jax.eval_shape(low.init, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("float32")}
     assert jax.eval_shape(low.apply, params, batch).dtype == jnp.bfloat16
@@ -85,18 +85,11 @@ def test_bfloat16_keeps_parameters_and_losses_in_float32(make, random_batch, nam
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_untrained_model_predicts_about_uniformly(make, random_batch, name):
-    model, _ = make(name, width=32)
+    model, _ = make(name, width=64, layers=4 if name == "transformer" else 1)
     params = jax.jit(model.init)(jax.random.key(0))
     nats = causal.token_nats(model, params, random_batch(np.ones((4, 24))))
     assert float(nats.mean()) == pytest.approx(np.log(model.vocab_size), rel=0.1)
-
-
-def test_residual_outputs_start_smaller_with_depth(make):
-    deviations = {}
-    for layers in (1, 4):
-        model, _ = make("transformer", width=64, layers=layers)
-        params = jax.jit(model.init)(jax.random.key(0))["layers"]
-        deviations[layers] = [float(np.std(params[part][name]["kernel"])) for part, name in (
-            ("attention", "output"), ("feed_forward", "down"), ("attention", "query"), ("feed_forward", "up"))]
-    ratios = np.array(deviations[4]) / deviations[1]
-    np.testing.assert_allclose(ratios, [0.5, 0.5, 1, 1], rtol=0.06)  # at least 4,096 draws: five standard errors
+    if name == "transformer":  # residual outputs start smaller with depth; at least 16,384 draws: five standard errors are 3 %
+        for part, matrix, deviation in (("attention", "query", 1 / 8), ("attention", "output", 1 / 8 / 8**0.5),
+                                        ("feed_forward", "up", 1 / 8), ("feed_forward", "down", 1 / 16 / 8**0.5)):
+            assert np.std(params["layers"][part][matrix]["kernel"]) == pytest.approx(deviation, rel=0.03)
