@@ -104,13 +104,6 @@ class Checkpoints:
             raise CheckpointError(f"none of the checkpoints in {self.directory} can be read: train again in a new work directory")
         return None
 
-    def read_meta(self, step: int | None = None) -> dict:
-        """The meta of a step, or of the latest checkpoint."""
-        steps = self.steps()
-        if not steps:
-            raise CheckpointError(f"{self.directory} has no checkpoint: train first")
-        return json.loads((self.directory / str(steps[-1] if step is None else step) / "meta" / "metadata").read_text())
-
     def _read(self, step, abstract):
         with ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(read_only=True)) as reader:
             meta = reader.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]

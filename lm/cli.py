@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 
 from lm.errors import ConfigError, LmError
 
@@ -57,6 +58,7 @@ def print_result(result: dict):
 def run(main):
     """Calls main(argv), turns errors into one line on standard error and the process into an exit code."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates its options as warnings
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         code = main(sys.argv[1:])
     except LmError as error:

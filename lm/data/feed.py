@@ -41,19 +41,19 @@ class TrainingData:
         """Steps until as many rows were seen as there are; with a mixture, over all sources together."""
         return sum(self.order.sizes) / self.global_batch
 
-    def rows(self, step: int, part: slice = slice(None)) -> list[tuple[np.ndarray, int, Rows]]:
-        """(places in the batch, source, rows) for each source in a part of the batch of a step (counted from 0)."""
+    def rows(self, step: int, part: slice = slice(None)) -> list[tuple[np.ndarray, Rows]]:
+        """(places in the batch, rows) for each source in a part of the batch of a step (counted from 0)."""
         examples = (np.arange(self.global_batch) + step * self.global_batch)[part]
         sources, rows = self.order.locate(examples)
         pieces = []
         for source in np.unique(sources):
             places = np.flatnonzero(sources == source)
-            pieces.append((places, int(source), read_rows(self.stores[source], rows[places] * self.context, self.context)))
+            pieces.append((places, read_rows(self.stores[source], rows[places] * self.context, self.context)))
         return pieces
 
     def batch(self, step: int, build: Callable[[Rows], dict], part: slice = slice(None)) -> dict[str, np.ndarray]:
         """The batch of a step, or a part of its rows, as `build` makes it from rows."""
-        pieces = [(places, build(rows)) for places, _, rows in self.rows(step, part)]
+        pieces = [(places, build(rows)) for places, rows in self.rows(step, part)]
         count = sum(len(places) for places, _ in pieces)
         batch = {}
         for key, like in pieces[0][1].items():
@@ -64,11 +64,11 @@ class TrainingData:
 
     def documents(self, step: int) -> list[str]:
         """Ids of the documents in the batch of a step, in the order of the rows, each once."""
-        by_place = {}
-        for places, source, rows in self.rows(step):
-            for place, documents in zip(places, rows.documents, strict=True):
-                by_place[place] = [self.stores[source].document_id(int(i)) for i in dict.fromkeys(documents[documents >= 0])]
-        return list(dict.fromkeys(name for place in sorted(by_place) for name in by_place[place]))
+        names = []
+        for source, row in zip(*self.order.locate(np.arange(self.global_batch) + step * self.global_batch), strict=True):
+            store, start = self.stores[source], int(row) * self.context
+            names += store.documents_in(start, min(start + self.context, store.num_tokens))
+        return list(dict.fromkeys(names))
 
 
 def process_part(global_batch: int) -> slice:

@@ -54,10 +54,6 @@ class Tokenizer(abc.ABC):
     def fingerprint(self) -> str:
         """Hex hash of everything that decides which ids a text gets."""
 
-    def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
-        """The ids of each text."""
-        return [self.encode(text) for text in texts]
-
     def decode_bytes(self, ids) -> bytes:
         """The bytes that `ids` [n] stand for, special ids dropped. Raises DataError for an id outside the vocabulary."""
         ids = np.asarray(ids, np.int64).reshape(-1)

@@ -58,7 +58,6 @@ class Loop(contextlib.AbstractContextManager):
         metrics = job.config.metrics
         self.writers = Writers(job.workdir, metrics.tensorboard, metrics.wandb, configs.to_json(job.config), self.first)
         self.progress = Progress(self.first, job.config.train.steps)
-        self._mesh = contextlib.ExitStack()
         self._pending: list[tuple[int, dict]] = []
         self._evaluator = self._saved = self._stop = None
         self._start = time.perf_counter()
