@@ -60,6 +60,18 @@ class Embedding(nn.Module):
         return constrain(jnp.take(table, indices, axis=0).astype(dtype), "batch", "time", "act_width")
 
 
+class Unembedding(nn.Module):
+    """The output matrix of an untied model, kept as rows [V, D] like an embedding: its products run faster that way round on CPUs."""
+
+    rows: int
+    width: int
+
+    @nn.compact
+    def __call__(self):
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.width**-0.5), ("vocab", "width"))
+        return self.param("kernel", init, (self.rows, self.width), jnp.float32)
+
+
 class Dropout(nn.Module):
     """Dropout with the mask shared over the axes in `shared` (Gal and Ghahramani 2016 share it over time)."""
 

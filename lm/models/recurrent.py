@@ -5,7 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lm.layers.dense import Dropout, Embedding, Kernel, matmul
+from lm.layers.dense import Dropout, Embedding, Kernel, Unembedding, matmul
 from lm.layers.norms import Norm
 from lm.layers.recurrence import GATES, Recurrence, empty_state
 from lm.models.base import LanguageModel, logits_of
@@ -65,7 +65,7 @@ class RecurrentLM(nn.Module):
         if s.layer_norm:
             x = Norm(s.norm, name="final_norm")(x)
         if not s.tie_embeddings:
-            Kernel(s.vocab_size, ("width", "vocab"), name="unembedding")(s.width, jnp.float32)
+            Unembedding(s.vocab_size, s.width, name="unembedding")()
         elif s.embedding_width != s.width:
             kernel, _ = Kernel(s.embedding_width, ("width", None), name="projection")(s.width, x.dtype)
             x = matmul(x, kernel)
@@ -87,7 +87,7 @@ class RecurrentModel(LanguageModel):
 
     def unembedding(self, params):
         """[D, V], or [E, V] of a tied embedding, in float32."""
-        return params["embedding"]["embedding"].T if self.spec.tie_embeddings else params["unembedding"]["kernel"]
+        return params["embedding"]["embedding"].T if self.spec.tie_embeddings else params["unembedding"]["kernel"].T
 
     def init_decode(self, batch_size: int, max_len: int):
         """Empty states; `max_len` does not matter to a recurrence."""

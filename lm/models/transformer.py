@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.layers.attention import Attention, Cache
-from lm.layers.dense import Dropout, Embedding, Kernel
+from lm.layers.dense import Dropout, Embedding, Unembedding
 from lm.layers.feedforward import FeedForward
 from lm.layers.norms import Norm
 from lm.layers.positions import rotary_angles, sinusoids
@@ -104,7 +104,7 @@ class Transformer(nn.Module):
             for layer in range(s.layers):
                 x, _ = block(s, train, name=f"layer_{layer}")(x, batch["segments"], angles)
         if not s.tie_embeddings:
-            Kernel(s.vocab_size, ("width", "vocab"), name="unembedding")(s.width, jnp.float32)
+            Unembedding(s.vocab_size, s.width, name="unembedding")()
         return Norm(s.norm, s.bias, name="final_norm")(x)
 
 
@@ -125,7 +125,7 @@ class TransformerModel(LanguageModel):
 
     def unembedding(self, params):
         """[D, V] in float32."""
-        return params["inputs"]["tokens"]["embedding"].T if self.spec.tie_embeddings else params["unembedding"]["kernel"]
+        return params["inputs"]["tokens"]["embedding"].T if self.spec.tie_embeddings else params["unembedding"]["kernel"].T
 
     def init_decode(self, batch_size: int, max_len: int) -> Decoding:
         """Empty caches [B, S, K, Dh] for S = max_len tokens."""
