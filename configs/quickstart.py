@@ -22,8 +22,8 @@ def get_config():
     config.data.source = "sotu"
     config.data.vocab_size = 4096
     config.data.context = 256
-    config.data.global_batch = 8
-    config.train.steps = 300
+    config.data.global_batch = 16
+    config.train.steps = 160
     config.optim.name = "muon"
     config.optim.muon_learning_rate = 0.03
     config.optim.learning_rate = 0.02
@@ -31,6 +31,6 @@ def get_config():
     config.optim.final_ratio = 0.0
     config.optim.warmup = "5%"
     config.optim.weight_decay = 0.1
-    config.checkpoint.every = 100
-    config.eval.every = 150
+    config.checkpoint.every = 80
+    config.eval.every = 80
     return config
