@@ -179,4 +179,6 @@ def _failed(step, directory, error):
 
 
 def _one_line(error) -> str:
+    if "No space left on device" in str(error):  # TensorStore wraps it in half a page
+        return "no space left on device"
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

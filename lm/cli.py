@@ -57,7 +57,9 @@ def print_result(result: dict):
 
 def run(main):
     """Calls main(argv), turns errors into one line on standard error and the process into an exit code."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates its options as warnings
+    if "--debug" not in sys.argv:
+        # Orbax narrates its options as warnings, and prints the traceback of a failed save that is reported in a line below.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         code = main(sys.argv[1:])
