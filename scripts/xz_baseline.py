@@ -20,14 +20,14 @@ def main(argv):
     from lm.data.splits import Fractions, split_of
 
     fractions = Fractions(config.data.validation_fraction, config.data.test_fraction)
-    texts = {"train": b"", "validation": b"", "test": b""}
+    parts = {"train": [], "validation": [], "test": []}
     for spec in config.data.source:
         for document in open_source(spec, config.data).documents():
             text = document.text.encode()
-            texts[split_of(text, fractions)] += text
-    held_out = texts["validation"]
+            parts[split_of(text, fractions)].append(text)
+    training, held_out = b"".join(parts["train"]), b"".join(parts["validation"])
     alone = 8 * size(held_out) / len(held_out)
-    primed = 8 * (size(texts["train"] + held_out) - size(texts["train"])) / len(held_out)
+    primed = 8 * (size(training + held_out) - size(training)) / len(held_out)
     cli.print_result({"bytes": len(held_out), "alone": alone, "primed": primed})
 
 
