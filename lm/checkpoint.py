@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep_policies
 
 from lm.errors import CheckpointError
+from lm.parallel import processes
 
 CHECKSUMS = "checksums.json"
 # What Orbax, TensorStore and the file system raise over files that are damaged or gone.
@@ -87,25 +88,39 @@ class Checkpoints:
 
         None when there is no checkpoint at all; CheckpointError when `step` is missing or damaged, or none is good.
         """
-        steps = self.steps()
+        steps = processes.first("checkpoints", self.steps)
         if step is not None and step not in steps:
             raise CheckpointError(f"{self.directory} has no checkpoint of step {step}: it has {', '.join(map(str, steps)) or 'none'}")
         for candidate in [step] if step is not None else reversed(steps):
-            try:
-                self._verify(candidate)
-                return self._read(candidate, abstract)
-            except _DAMAGE as error:
-                problem = f"checkpoint {self.directory / str(candidate)} is damaged ({_one_line(error)})"
-                if step is not None:
-                    raise CheckpointError(f"{problem}: use another of the steps {', '.join(map(str, steps))}") from error
+            restored, problem = self._attempt(candidate, abstract)
+            if not problem:
+                return restored
+            problem = f"checkpoint {self.directory / str(candidate)} is damaged ({problem})"
+            if step is not None:
+                raise CheckpointError(f"{problem}: use another of the steps {', '.join(map(str, steps))}")
+            if processes.is_first():
                 warnings.warn(f"{problem}; falling back to the one before", stacklevel=2)
-                self._set_aside(candidate)
+            self._set_aside(candidate)
         if steps:
             raise CheckpointError(f"none of the checkpoints in {self.directory} can be read: train again in a new work directory")
         return None
 
+    def _attempt(self, step, abstract) -> tuple[Restored | None, str]:
+        """(a checkpoint, "") or (None, what is wrong with it): a failure in one process is one in all."""
+        problem = processes.first("verified checkpoint", lambda: _problem_of(lambda: self._verify(step)))
+        if problem:
+            return None, problem
+        read = []
+        problem = _problem_of(lambda: read.append(self._read(step, abstract)))
+        problems = [each for each in processes.gather("read checkpoint", problem, None) if each]
+        return (None, problems[0]) if problems else (read[0], "")
+
     def _read(self, step, abstract):
-        with ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(read_only=True)) as reader:
+        # Each process reads what it needs by itself: where one fails the others do not wait for it inside Orbax.
+        index = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}")
+        options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=alone)
+        with ocp.CheckpointManager(self.directory, options=options) as reader:
             meta = reader.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
             for name, tree in abstract.items():
                 _compare(f"{self.directory / str(step)}: {name}", meta["manifest"].get(name, {}), manifest(tree))
@@ -137,15 +152,27 @@ class Checkpoints:
                 raise ValueError(f"{name} {'has changed' if name in found else 'is missing'}")
 
     def _set_aside(self, step):
-        if self.read_only or jax.process_index() != 0:
+        if self.read_only:
             return
+        processes.first("set aside", lambda: self._rename(step))
+        self._manager.reload()
+
+    def _rename(self, step):
         target = self.directory / f"damaged-{step}"
         number = 1
         while target.exists():
             number += 1
             target = self.directory / f"damaged-{step}-{number}"
         (self.directory / str(step)).rename(target)
-        self._manager.reload()
+
+
+def _problem_of(act) -> str:
+    """What damage `act` meets, in a line, or ""."""
+    try:
+        act()
+    except _DAMAGE as error:
+        return _one_line(error)
+    return ""
 
 
 def manifest(tree) -> dict[str, list]:

@@ -26,6 +26,12 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--config", required=required, metavar="FILE[:ARG]",
                           help="config file; --config.a.b=v overrides a key (lm/config/schema.py lists them)")
 
+    def add_processes(self):
+        """Adds --coordinator, --processes and --process."""
+        self.add_argument("--coordinator", metavar="HOST:PORT", help="of a job of several processes: where process 0 listens")
+        self.add_argument("--processes", type=int, metavar="N", help="how many there are; they all run this same command")
+        self.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+
     def parse_with_overrides(self, argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         """Arguments, and {"a.b": "v"} from every --config.a.b=v or --config.a.b v."""
         overrides, rest = {}, []
@@ -40,6 +46,12 @@ class Parser(argparse.ArgumentParser):
                 raise ConfigError(f"--config.{name} has no value: write --config.{name}=VALUE")
             overrides[name] = value
         return self.parse_args(rest), overrides
+
+
+def alone(arguments: argparse.Namespace) -> bool:
+    """True unless flags or variables hint at a job of several processes, which `lm.parallel.launch` then looks into."""
+    hints = ("LM_PROCESS", "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE", "JOB_COMPLETION_INDEX")
+    return arguments.process is None and not any(name in os.environ for name in hints)
 
 
 def load_config(arguments: argparse.Namespace, overrides: dict[str, str]):
@@ -63,16 +75,23 @@ def run(main):
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         code = main(sys.argv[1:])
-    except LmError as error:
-        code = _report(error, 2 if isinstance(error, ConfigError) else 1)
-    except OSError as error:
-        code = _report(error, 1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
-    except Exception as error:  # noqa: BLE001 - whatever a library raises, a user gets a line and --debug the traceback
-        code = _report(error, 1, f"{type(error).__name__}: {str(error).strip() or 'no message'} (--debug shows where)")
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever a library raises, a user gets a line and --debug the traceback
+        code, text = describe(error)
+        if "--debug" in sys.argv and not isinstance(error, KeyboardInterrupt):
+            traceback.print_exception(error)
+        else:
+            print(text if isinstance(error, KeyboardInterrupt) else f"error: {text}", file=sys.stderr)
     sys.exit(code or 0)
+
+
+def describe(error: BaseException) -> tuple[int, str]:
+    """(exit code, one line) of an error."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted"
+    text = str(error)
+    if not isinstance(error, (LmError, OSError)):
+        text = f"{type(error).__name__}: {text.strip() or 'no message'} (--debug shows where)"
+    return 2 if isinstance(error, ConfigError) else 1, " ".join(text.splitlines())
 
 
 def keep_memory():
@@ -86,11 +105,3 @@ def keep_memory():
         return
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000"
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def _report(error, code, text=None):
-    if "--debug" in sys.argv:
-        traceback.print_exception(error)
-    else:
-        print("error:", " ".join((text or str(error)).splitlines()), file=sys.stderr)
-    return code

@@ -19,3 +19,7 @@ class CheckpointError(LmError):
 
 class NonFiniteError(LmError):
     """A loss or gradient that is not finite stopped the run (exit code 1)."""
+
+
+class ProcessError(LmError):
+    """A process of a job is missing, gone, stuck or not like the others (exit code 1)."""

@@ -18,7 +18,8 @@ from lm.data.sources import open_source
 from lm.data.store import TokenStore
 from lm.errors import ConfigError, DataError
 from lm.objectives import causal
-from lm.parallel import AXES, batch_sharding, make_mesh, replicated
+from lm.parallel import AXES, Layout, batch_sharding, make_mesh, replicated
+from lm.parallel.layout import row_multiple
 from lm.run import Run, open_run
 
 
@@ -41,9 +42,10 @@ class Sums:
 class Evaluator:
     """A compiled scoring function for one model, mesh and batch shape."""
 
-    def __init__(self, model, mesh, bos_id: int, context: int, batch: int, stride: int = 0, param_shardings=None):
-        shards = mesh.shape["replica"] * mesh.shape["fsdp"]
-        self.batch = -(-batch // shards) * shards
+    def __init__(self, model, mesh, bos_id: int, context: int, batch: int, stride: int = 0, param_shardings=None, multiple: int = 1):
+        """`batch` is rounded up to a multiple of the mesh's data axes, and of `multiple`."""
+        multiple = math.lcm(multiple, row_multiple(dict(mesh.shape), Layout()))
+        self.batch = -(-batch // multiple) * multiple
         self.context, self.stride, self.bos_id = context, stride or context, bos_id
         self._sharding = batch_sharding(mesh)
         self._score = jax.jit(lambda params, batch: causal.token_nats(model, params, batch),

@@ -10,13 +10,17 @@ import jax
 import jax.numpy as jnp
 
 from lm.models import logits_of
+from lm.parallel import constrain, extent
 
 
 def token_losses(hidden, unembedding, targets, z_loss: float = 0.0):
     """(cross-entropy [..., T], z-loss [..., T]) in nats per token, of hidden [..., T, D] and unembedding [D, V]."""
-    logits = logits_of(hidden, unembedding)
+    logits = constrain(logits_of(constrain(hidden, "batch", "time", "act_width"), unembedding), "batch", "time", "act_vocab")
     log_normaliser = jax.nn.logsumexp(logits, axis=-1)
-    target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    if extent("act_vocab") == 1:
+        target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    else:  # each device looks among its own columns; to look one up, all would be gathered
+        target_logits = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0.0), axis=-1)
     return log_normaliser - target_logits, z_loss * jnp.square(log_normaliser)
 
 
@@ -42,8 +46,21 @@ def _chunked(hidden, unembedding, targets, weights, z_loss, chunk):
 
 
 def _chunks(chunk, *arrays):
-    """Each [B, T, ...] cut along time into [T / chunk, B, chunk, ...]; the batch axis keeps its layout over devices."""
-    return tuple(jnp.moveaxis(a.reshape(a.shape[0], -1, chunk, *a.shape[2:]), 1, 0) for a in arrays)
+    """Each [B, T, ...] cut along time into [T / chunk, B, chunk, ...], so that each device cuts its own stretch of its own rows."""
+    devices = extent("time")
+
+    def cut(a):
+        a = a.reshape(a.shape[0], devices, -1, chunk // devices, *a.shape[2:])
+        return jnp.moveaxis(a, 2, 0).reshape(-1, a.shape[0], chunk, *a.shape[4:])
+
+    return tuple(cut(a) for a in arrays)
+
+
+def _joined(chunks, shape):
+    """The inverse of `_chunks`, for one array."""
+    devices = extent("time")
+    parts = chunks.reshape(chunks.shape[0], shape[0], devices, -1, *shape[2:])
+    return jnp.moveaxis(parts, 0, 2).reshape(shape)
 
 
 def _chunked_forward(hidden, unembedding, targets, weights, z_loss, chunk):
@@ -60,8 +77,7 @@ def _chunked_forward(hidden, unembedding, targets, weights, z_loss, chunk):
     zero = jnp.zeros((), jnp.float32)
     start = ((zero, zero), jnp.zeros_like(unembedding))
     (sums, d_unembedding), d_hidden = jax.lax.scan(add, start, _chunks(chunk, hidden, targets, weights))
-    d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape)
-    return sums, (d_hidden, d_unembedding)
+    return sums, (_joined(d_hidden, hidden.shape), d_unembedding)
 
 
 def _with_aux(sums):

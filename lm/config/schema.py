@@ -9,6 +9,8 @@ import dataclasses
 TRANSFORMERS = ("transformer",)
 RECURRENT = ("rnn", "lstm", "gru")
 FAMILIES = TRANSFORMERS + RECURRENT
+# Tensors of a Transformer's layer that model.remat_save and model.remat_offload may name, in their order.
+REMAT_NAMES = ("query", "key", "value", "attention", "attention_output", "ff_gate", "ff_up", "ff_hidden", "ff_output")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +50,8 @@ _MODEL = {
                        choices=("float32", "bfloat16")),
     "model.norm": Key("rmsnorm", "Normalisation before each layer; recurrent models use it only with layer_norm.",
                       choices=("rmsnorm", "layernorm")),
-    "model.remat": Key("none", "What to recompute in the backward pass: nothing, whole layers, or all but matrix products.",
-                       choices=("none", "full", "dots")),
+    "model.remat": _free("none", "What to recompute backward: nothing, whole layers, all but matrix products, or all but named tensors.",
+                         choices=("none", "full", "dots", "names")),
     "model.heads": _transformer(4, "Query heads H.", minimum=1),
     "model.kv_heads": _transformer(0, "Key and value heads K; 0 is as many as query heads.", minimum=0),
     "model.head_width": _transformer(0, "Width Dh of a head, in units; 0 is width / heads.", minimum=0),
@@ -61,6 +63,9 @@ _MODEL = {
     "model.qk_norm": _transformer(False, "Normalise queries and keys per head (RMSNorm) before the rotation."),
     "model.bias": _transformer(False, "Biases in dense layers and LayerNorm."),
     "model.scan_layers": _transformer(True, "Compile one layer and scan over the stack, instead of L copies."),
+    "model.remat_save": _transformer((), "With remat=names: tensors of a layer to keep on the device.", kind="strings", resume="free"),
+    "model.remat_offload": _transformer((), "With remat=names: tensors of a layer to keep in the memory of the host.", kind="strings",
+                                        resume="free"),
     "model.embedding_width": _recurrent(0, "Width of the embedding, in units; 0 is width.", minimum=0),
     "model.residual": _recurrent(False, "Add each layer's input to its output (from the second layer on)."),
     "model.layer_norm": _recurrent(False, "Normalise the input of each layer and the last output."),
@@ -125,14 +130,26 @@ _REST = {
     "eval.batch": _free(0, "Rows of an evaluation batch; 0 is data.global_batch.", minimum=0),
     "eval.stride": _free(0, "Tokens scored per row; the rest of the row is context. 0 is the whole row.", minimum=0),
     "eval.max_tokens": _free(0, "In training, evaluate whole documents until this many tokens; 0 is the whole split.", minimum=0),
-    "mesh.replica": _free(-1, "Devices over which the batch is split and parameters are copied; -1 is all that are left."),
-    "mesh.stage": _free(1, "Pipeline stages.", choices=(1,)),
-    "mesh.fsdp": _free(1, "Devices over which the batch and the parameters are split; -1 is all that are left."),
-    "mesh.expert": _free(1, "Expert parallelism.", choices=(1,)),
-    "mesh.context": _free(1, "Context parallelism.", choices=(1,)),
-    "mesh.tensor": _free(1, "Tensor parallelism.", choices=(1,)),
+    "mesh.replica": _free(-1, "Devices over which the batch is split and parameters are copied; -1 (of one axis) is all that are left."),
+    "mesh.stage": _free(1, "Pipeline stages, over which the layers are split."),
+    "mesh.fsdp": _free(1, "Devices over which the batch, the parameters and the optimizer's state are split (see layout.zero)."),
+    "mesh.expert": _free(1, "Devices over which experts are split, and the batch."),
+    "mesh.context": _free(1, "Devices over which every row is split in time."),
+    "mesh.tensor": _free(1, "Devices over which heads, feed-forward units, cells and the vocabulary are split."),
+    "layout.zero": _free(3, "What mesh.fsdp splits: 3 is parameters, gradients and optimizer state, 1 the optimizer state alone.",
+                         choices=(1, 3)),
+    "layout.context": _free("ring", "How attention meets the keys of other devices under mesh.context.", choices=("ring", "all_gather")),
+    "layout.microbatches": _free(0, "Parts of a (micro-)batch that follow each other through the pipeline; 0 is mesh.stage.", minimum=0),
+    "layout.repeats": _free(1, "Times that a micro-batch goes round the stages: 1 is GPipe, more is the circular schedule.", minimum=1),
+    "layout.offload": _free("none", "Keep the optimizer's state in the memory of the host between updates.", choices=("none", "optimizer")),
     "metrics.tensorboard": _free(True, "Write TensorBoard files."),
     "metrics.wandb": _free("", "Weights & Biases project to log to; empty is off."),
+    "processes.start_timeout": _free(300.0, "Seconds that the processes of a job wait for each other at the start.", above=0.0),
+    "processes.heartbeat_timeout": _free(100.0, "Seconds without a sign of life after which a process is taken for lost.", minimum=1.0),
+    "processes.barrier_timeout": _free(600.0, "Seconds that processes wait for each other later on.", above=0.0),
+    "processes.step_timeout": _free(0.0, "Seconds without the end of a step after which a stuck run ends; 0 waits for ever.", minimum=0.0),
+    "processes.require_accelerator": _free("", "Devices that there must be over all processes: tpu, gpu or cpu, or with a number such as "
+                                               "tpu:256; empty takes what is there."),
     "metrics.peak_flops": _free(0.0, "Peak FLOP/s of one device, for MFU; 0 is known by device or measured.", minimum=0.0),
 }
 

@@ -2,9 +2,10 @@
 
 import difflib
 import math
+import re
 
 from lm.config import durations
-from lm.config.schema import SCHEMA, Key
+from lm.config.schema import REMAT_NAMES, SCHEMA, Key
 from lm.errors import ConfigError
 
 
@@ -88,11 +89,21 @@ def check_combinations(config):
         raise ConfigError(f"eval.stride={config.eval.stride} is more than data.context={data.context}: some tokens would not be scored")
     if config.eval.split == "test" and data.test_fraction == 0 and not any(s.startswith("store:") for s in data.source):
         raise ConfigError("eval.split=test needs data.test_fraction above 0")
-    for axis in ("replica", "fsdp"):
-        if config.mesh[axis] == 0 or config.mesh[axis] < -1:
-            raise ConfigError(f"mesh.{axis}={config.mesh[axis]} is not allowed: use a number of devices, or -1 for all that are left")
-    if config.mesh.replica == -1 and config.mesh.fsdp == -1:
-        raise ConfigError("mesh.replica and mesh.fsdp are both -1: only one axis can take the devices that are left")
+    _check_mesh(config.mesh)
+    if not re.fullmatch(r"((cpu|gpu|tpu)(:[1-9]\d*)?)?", config.processes.require_accelerator):
+        raise ConfigError(f"processes.require_accelerator={config.processes.require_accelerator} is not allowed: use cpu, gpu or tpu, "
+                          "with or without a number of devices as in tpu:256, or nothing")
+
+
+def _check_mesh(mesh):
+    sizes = {axis: mesh[axis] for axis in (name.removeprefix("mesh.") for name in SCHEMA if name.startswith("mesh."))}
+    for axis, size in sizes.items():
+        if size == 0 or size < -1:
+            raise ConfigError(f"mesh.{axis}={size} is not allowed: use a number of devices, or -1 for all that are left")
+    left = [f"mesh.{axis}" for axis, size in sizes.items() if size == -1]
+    if len(left) > 1:
+        raise ConfigError(f"{' and '.join(left)} are {'both' if len(left) == 2 else 'all'} -1: only one axis can take the devices "
+                          "that are left")
 
 
 def _check_family_keys(config):
@@ -103,12 +114,28 @@ def _check_family_keys(config):
             raise ConfigError(f"{name} is not read by model.name={config.model.name} (only by {', '.join(key.families)}): remove it")
 
 
+def _check_remat(model):
+    named = {"model.remat_save": model.remat_save, "model.remat_offload": model.remat_offload}
+    for key, names in named.items():
+        for name in names:
+            if name not in REMAT_NAMES:
+                raise ConfigError(f"{key}: there is no tensor {name!r} in a layer: use some of {', '.join(REMAT_NAMES)}")
+        if names and model.remat != "names":
+            raise ConfigError(f"{key} is read by model.remat=names alone, not by model.remat={model.remat}")
+    both = set(model.remat_save) & set(model.remat_offload)
+    if both:
+        raise ConfigError(f"model.remat_save and model.remat_offload both name {', '.join(sorted(both))}: keep it in one place")
+    if model.remat == "names" and not any(named.values()):
+        raise ConfigError("model.remat=names names no tensor: set model.remat_save or model.remat_offload, or use model.remat=full")
+
+
 def _check_model(config):
     model = config.model
     if model.name != "transformer":
-        if model.remat == "dots":
-            raise ConfigError(f"model.remat=dots is for transformers; model.name={model.name} takes none or full")
+        if model.remat in ("dots", "names"):
+            raise ConfigError(f"model.remat={model.remat} is for transformers; model.name={model.name} takes none or full")
         return
+    _check_remat(model)
     if not model.head_width and model.width % model.heads:
         raise ConfigError(f"model.width={model.width} is not a multiple of model.heads={model.heads}: change one, or set model.head_width")
     if model.kv_heads and model.heads % model.kv_heads:

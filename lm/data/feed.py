@@ -41,7 +41,7 @@ class TrainingData:
         """Steps until as many rows were seen as there are; with a mixture, over all sources together."""
         return sum(self.order.sizes) / self.global_batch
 
-    def rows(self, step: int, part: slice = slice(None)) -> list[tuple[np.ndarray, Rows]]:
+    def rows(self, step: int, part: slice | np.ndarray = slice(None)) -> list[tuple[np.ndarray, Rows]]:
         """(places in the batch, rows) for each source in a part of the batch of a step (counted from 0)."""
         examples = (np.arange(self.global_batch) + step * self.global_batch)[part]
         sources, rows = self.order.locate(examples)
@@ -51,8 +51,8 @@ class TrainingData:
             pieces.append((places, read_rows(self.stores[source], rows[places] * self.context, self.context)))
         return pieces
 
-    def batch(self, step: int, build: Callable[[Rows], dict], part: slice = slice(None)) -> dict[str, np.ndarray]:
-        """The batch of a step, or a part of its rows, as `build` makes it from rows."""
+    def batch(self, step: int, build: Callable[[Rows], dict], part: slice | np.ndarray = slice(None)) -> dict[str, np.ndarray]:
+        """The batch of a step, or some of its rows, as `build` makes it from rows."""
         pieces = [(places, build(rows)) for places, rows in self.rows(step, part)]
         count = sum(len(places) for places, _ in pieces)
         batch = {}
@@ -71,28 +71,39 @@ class TrainingData:
         return list(dict.fromkeys(names))
 
 
-def process_part(global_batch: int) -> slice:
-    """The rows of a batch that this process holds."""
-    count = global_batch // jax.process_count()
-    return slice(jax.process_index() * count, (jax.process_index() + 1) * count)
+def local_rows(sharding, shape: tuple[int, int]) -> np.ndarray:
+    """The rows of a batch [B, T] of which this process's devices hold a part, rising."""
+    indices = sharding.addressable_devices_indices_map(shape).values()
+    return np.unique(np.concatenate([np.arange(shape[0])[rows] for rows, *_ in indices]))
 
 
 class Feed:
-    """Batches of steps first..last-1 on the devices, made by a thread a few steps ahead. Iterate once; `close` when done early."""
+    """Batches of steps first..last-1 on the devices, made by a thread a few steps ahead. Iterate once; `close` when done early.
 
-    def __init__(self, make: Callable[[int], dict], first: int, last: int, sharding, depth: int):
+    `make(step, rows)` makes some rows of the batch of a step; each process makes those alone of which its devices hold a part.
+    """
+
+    def __init__(self, make: Callable[[int, np.ndarray], dict], first: int, last: int, sharding, shape: tuple[int, int], depth: int):
         self.waited = 0.0
         self._steps = range(first, last)
         self._queue: queue.Queue = queue.Queue(maxsize=depth)
         self._closed = threading.Event()
-        self._make, self._sharding = make, sharding
+        self._make, self._sharding, self._shape = make, sharding, shape
+        self._rows = local_rows(sharding, shape)
         self._thread = threading.Thread(target=self._fill, name="feed", daemon=True)
         self._thread.start()
+
+    def _put(self, local: np.ndarray) -> jax.Array:
+        def part(index):
+            rows = np.arange(self._shape[0])[index[0]]
+            return local[np.searchsorted(self._rows, rows)][(slice(None), *index[1:])]
+
+        return jax.make_array_from_callback((self._shape[0], *local.shape[1:]), self._sharding, part)
 
     def _fill(self):
         for step in self._steps:
             try:
-                item = {key: jax.make_array_from_process_local_data(self._sharding, value) for key, value in self._make(step).items()}
+                item = {key: self._put(value) for key, value in self._make(step, self._rows).items()}
             except Exception as error:  # noqa: BLE001 - raised again by the consumer; in a thread it would hang the run
                 item = error
             while not self._closed.is_set():

@@ -5,11 +5,13 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from lm.layers.dense import Kernel, fused, matmul
+from lm.layers import ring
+from lm.layers.dense import Kernel, project
 from lm.layers.norms import Norm
 from lm.layers.positions import rotate
-from lm.parallel import constrain
+from lm.parallel import constrain, extent
 
 # Blocks of queries in a row: enough to skip most of what is masked, few enough to compile fast.
 SMALLEST_BLOCK = 64
@@ -58,6 +60,21 @@ def causal_attend(q_BTHDh, k_BTKDh, v_BTKDh, segments_BT):
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
 
 
+def sharded_attend(q_BTHDh, k_BTKDh, v_BTKDh, segments_BT, context: str):
+    """`causal_attend` on any mesh; `context` (ring or all_gather) is how devices with stretches of a row meet.
+
+    Rows alone need nothing. With heads over devices each runs its own, as on one device.
+    """
+    if extent("time") > 1:
+        if context == "ring":
+            return ring.ring_attend(q_BTHDh, k_BTKDh, v_BTKDh, segments_BT)
+        return ring.gather_attend(attend, q_BTHDh, k_BTKDh, v_BTKDh, segments_BT)
+    if extent("act_heads") > 1:
+        specs = (ring.HEADS, ring.HEADS, ring.HEADS, ring.ROWS)
+        return jax.shard_map(causal_attend, in_specs=specs, out_specs=ring.HEADS)(q_BTHDh, k_BTKDh, v_BTKDh, segments_BT)
+    return causal_attend(q_BTHDh, k_BTKDh, v_BTKDh, segments_BT)
+
+
 def causal_mask(segments, start: int, stop: int):
     """[B, stop - start, stop]: which keys the queries start to stop - 1 see."""
     queries, keys = jnp.arange(start, stop), jnp.arange(stop)
@@ -76,6 +93,7 @@ class Attention(nn.Module):
     bias: bool
     qk_norm: bool
     output_scale: float
+    context: str = "ring"
 
     @nn.compact
     def __call__(self, x, segments, angles, cache: Cache | None = None, starts=None) -> tuple[jax.Array, Cache | None]:
@@ -83,24 +101,26 @@ class Attention(nn.Module):
         q, k, v = self._project(x)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        if cache is None:
+        if cache is None and self.is_initializing():  # a stand-in of two tokens, which no mesh cuts
             y = causal_attend(q, k, v, segments)
+        elif cache is None:
+            y = sharded_attend(q, k, v, segments, self.context)
         else:
             cache = Cache(write(cache.keys, k, starts), write(cache.values, v, starts))
             queries, keys = starts[:, None] + jnp.arange(length), jnp.arange(cache.keys.shape[1])
             y = attend(q, cache.keys, cache.values, keys <= queries[:, :, None])
-        y = y.reshape(batch, length, self.heads * self.head_width)
-        kernel, bias = Kernel(width, ("heads", "width"), scale=self.output_scale, bias=self.bias, name="output")(y.shape[-1], x.dtype)
-        y = matmul(y, kernel)
-        return (y if bias is None else y + bias), cache
+        y = checkpoint_name(y.reshape(batch, length, self.heads * self.head_width), "attention")
+        output = Kernel(width, ("heads", "width"), scale=self.output_scale, bias=self.bias, name="output")(y.shape[-1], x.dtype)
+        (y,) = project(y, [output], "batch", "time", "act_heads")
+        return checkpoint_name(constrain(y, "batch", "residual_time", "act_width"), "attention_output"), cache
 
     def _project(self, x):
         batch, length, width = x.shape
         names = (("query", self.heads), ("key", self.kv_heads), ("value", self.kv_heads))
         kernels = [Kernel(heads * self.head_width, ("width", "heads"), bias=self.bias, name=name)(width, x.dtype) for name, heads in names]
         q, k, v = (
-            constrain(part.reshape(batch, length, heads, self.head_width), "batch", "time", "act_heads", "act_width")
-            for part, (_, heads) in zip(fused(x, kernels), names, strict=True)
+            constrain(checkpoint_name(part, name).reshape(batch, length, heads, self.head_width), "batch", "time", "act_heads", "act_width")
+            for part, (name, heads) in zip(project(x, kernels, "batch", "time", "act_width"), names, strict=True)
         )
         if self.qk_norm:
             q, k = Norm("rmsnorm", name="query_norm")(q), Norm("rmsnorm", name="key_norm")(k)

@@ -1,19 +1,31 @@
 """Dense layers and embeddings: float32 parameters with logical axes, products in the compute type."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.parallel import constrain
+from lm.parallel import constrain, extent, gathered, gathers
 
 
 def matmul(x, kernel):
-    """x [..., N] times kernel [N, M], over flattened rows.
+    """x [..., N] times kernel [N, ...], over flattened rows.
 
     The gradient of the kernel then contracts one dimension instead of two, which XLA's CPU backend runs about twice as fast.
+    Where time is cut over devices its rows do not lie in one piece, and stay as they are.
     """
-    flat = x.reshape(-1, x.shape[-1])
-    return (flat @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+    if extent("residual_time") > 1:
+        return jnp.tensordot(x, kernel, 1)
+    return jnp.tensordot(x.reshape(-1, x.shape[-1]), kernel, 1).reshape(*x.shape[:-1], *kernel.shape[1:])
+
+
+class Matrix(NamedTuple):
+    """A weight matrix as it is stored (in the compute type), the bias of its products or None, and the logical axes of both."""
+
+    kernel: jax.Array
+    bias: jax.Array | None
+    axes: tuple[str, str]
 
 
 class Kernel(nn.Module):
@@ -25,23 +37,40 @@ class Kernel(nn.Module):
     bias: bool = False
 
     @nn.compact
-    def __call__(self, inputs: int, dtype) -> tuple[jax.Array, jax.Array | None]:
+    def __call__(self, inputs: int, dtype) -> Matrix:
         init = nn.initializers.normal(self.scale / inputs**0.5)
-        kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), (inputs, self.outputs), jnp.float32)
+        kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), (inputs, self.outputs), jnp.float32).astype(dtype)
         if not self.bias:
-            return kernel.astype(dtype), None
+            return Matrix(kernel, None, self.axes)
         bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, (self.axes[1],)), (self.outputs,), jnp.float32)
-        return kernel.astype(dtype), bias.astype(dtype)
+        return Matrix(kernel, bias.astype(dtype), self.axes)
 
 
-def fused(x, kernels: list[tuple[jax.Array, jax.Array | None]]) -> list[jax.Array]:
-    """[x @ kernel + bias for each], as one product: one pass over x, and large enough to fill the machine."""
-    widths = [kernel.shape[1] for kernel, _ in kernels]
-    joined = kernels[0][0] if len(kernels) == 1 else jnp.concatenate([kernel for kernel, _ in kernels], axis=1)
-    outputs = matmul(x, joined)
-    stops = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
-    parts = jnp.split(outputs, stops, axis=-1)
-    return [part if bias is None else part + bias for part, (_, bias) in zip(parts, kernels, strict=True)]
+def project(x, matrices: list[Matrix], *x_axes: str) -> list[jax.Array]:
+    """[x @ kernel + bias for each]; x [B, T, N] lies along the logical axes `x_axes` while it is multiplied.
+
+    On one device it is one product: one pass over x, and large enough to fill the machine. Under tensor parallelism they are
+    apart: joining columns that are cut over devices would move them.
+    """
+
+    def products(x, kernels):
+        x = constrain(x, *x_axes)
+        kernels = [gathered(kernel, *matrix.axes) for kernel, matrix in zip(kernels, matrices, strict=True)]
+        if len(kernels) == 1 or extent("heads", "ff") > 1:
+            return [matmul(x, kernel) for kernel in kernels]
+        stops = [sum(kernel.shape[1] for kernel in kernels[: i + 1]) for i in range(len(kernels) - 1)]
+        return jnp.split(matmul(x, jnp.concatenate(kernels, axis=1)), stops, axis=-1)
+
+    outputs = again(products)(x, [matrix.kernel for matrix in matrices])
+    return [y if matrix.bias is None else y + matrix.bias for y, matrix in zip(outputs, matrices, strict=True)]
+
+
+def again(function):
+    """The function, whose arguments are gathered again for its backward pass where the mesh cuts them.
+
+    Otherwise the gathered parameters of all layers would wait on every device for the backward pass, and cutting them would save nothing.
+    """
+    return jax.checkpoint(function) if gathers() else function
 
 
 class Embedding(nn.Module):
@@ -50,14 +79,16 @@ class Embedding(nn.Module):
     rows: int
     width: int
     axes: tuple[str, str] = ("vocab", "width")
+    time: str = "residual_time"
     std: float = 0.02
 
     @nn.compact
     def __call__(self, indices, dtype) -> jax.Array:
-        """indices [B, T] to [B, T, D]."""
+        """indices [B, T] to [B, T, D], whose time lies along the logical axis `time`."""
         table = self.param("embedding", nn.with_logical_partitioning(nn.initializers.normal(self.std), self.axes),
                            (self.rows, self.width), jnp.float32)
-        return constrain(jnp.take(table, indices, axis=0).astype(dtype), "batch", "time", "act_width")
+        rows = jnp.take(gathered(table, *self.axes), indices, axis=0).astype(dtype)
+        return constrain(rows, "batch", self.time, "act_width")
 
 
 class Unembedding(nn.Module):
@@ -72,12 +103,13 @@ class Unembedding(nn.Module):
         return self.param("kernel", init, (self.rows, self.width), jnp.float32)
 
 
-class Dropout(nn.Module):
-    """Dropout with the mask shared over the axes in `shared` (Gal and Ghahramani 2016 share it over time)."""
+def dropout(x, rate: float, noise: jax.Array | None, place: int, shared: tuple[int, ...] = ()):
+    """x [B, ...] with units dropped where `noise` is given: a random key per row, so that a mask follows a row to any device.
 
-    rate: float
-    shared: tuple[int, ...] = ()
-
-    @nn.compact
-    def __call__(self, x, train: bool):
-        return nn.Dropout(self.rate, broadcast_dims=self.shared)(x, deterministic=not train) if self.rate else x
+    `place` numbers the dropouts of a model. The mask is one over the axes in `shared` (Gal and Ghahramani 2016 share it over time).
+    """
+    if noise is None or not rate:
+        return x
+    shape = tuple(1 if axis in shared else x.shape[axis] for axis in range(1, x.ndim))
+    kept = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, place), 1 - rate, shape))(noise)
+    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)

@@ -3,8 +3,9 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from lm.layers.dense import Kernel, fused, matmul
+from lm.layers.dense import Kernel, project
 from lm.parallel import constrain
 
 
@@ -22,12 +23,12 @@ class FeedForward(nn.Module):
         up = Kernel(self.ff_width, ("width", "ff"), bias=self.bias, name="up")(width, x.dtype)
         if self.activation == "swiglu":
             gate = Kernel(self.ff_width, ("width", "ff"), bias=self.bias, name="gate")(width, x.dtype)
-            gated, linear = fused(x, [gate, up])
-            y = nn.silu(gated) * linear
+            gated, linear = project(x, [gate, up], "batch", "time", "act_width")
+            y = nn.silu(checkpoint_name(gated, "ff_gate")) * checkpoint_name(linear, "ff_up")
         else:
-            (y,) = fused(x, [up])
+            y = checkpoint_name(project(x, [up], "batch", "time", "act_width")[0], "ff_up")
             y = nn.gelu(y, approximate=True) if self.activation == "gelu" else jnp.square(jax.nn.relu(y))
-        y = constrain(y, "batch", "time", "act_ff")
-        kernel, bias = Kernel(width, ("ff", "width"), scale=self.output_scale, bias=self.bias, name="down")(self.ff_width, x.dtype)
-        y = matmul(y, kernel)
-        return y if bias is None else y + bias
+        y = constrain(checkpoint_name(y, "ff_hidden"), "batch", "time", "act_ff")
+        down = Kernel(width, ("ff", "width"), scale=self.output_scale, bias=self.bias, name="down")(self.ff_width, x.dtype)
+        (y,) = project(y, [down], "batch", "time", "act_ff")
+        return checkpoint_name(constrain(y, "batch", "residual_time", "act_width"), "ff_output")

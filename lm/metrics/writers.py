@@ -9,10 +9,13 @@ from lm.errors import ConfigError
 
 
 class Writers:
-    """Appends lines to metrics.jsonl, and to the other places that were asked for."""
+    """Appends lines to metrics.jsonl, and to the other places that were asked for. With `active` False it does nothing."""
 
-    def __init__(self, workdir: pathlib.Path, tensorboard: bool, wandb_project: str, config: dict, resume_step: int):
+    def __init__(self, workdir: pathlib.Path, tensorboard: bool, wandb_project: str, config: dict, resume_step: int, active: bool = True):
         self.path = workdir / "metrics.jsonl"
+        self._active = active
+        if not active:
+            return
         _drop_after(self.path, resume_step)
         self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - lives as long as the run
         self._board = self._wandb = None
@@ -25,6 +28,8 @@ class Writers:
 
     def write(self, line: dict):
         """One line; its numbers go to the other writers as KIND/NAME."""
+        if not self._active:
+            return
         line = _finite(line)
         self._file.write(json.dumps(line) + "\n")
         numbers = {f"{line['kind']}/{k}": v for k, v in line.items() if isinstance(v, (int, float)) and k != "step"}
@@ -36,6 +41,8 @@ class Writers:
 
     def close(self):
         """Flushes everything to disk."""
+        if not self._active:
+            return
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()

@@ -29,10 +29,12 @@ class LanguageModel(abc.ABC):
         """Fresh float32 parameters: a nested dict of arrays."""
         return nn.meta.unbox(self.init_boxed(rng))
 
-    def apply(self, params, batch: dict, *, train: bool = False, dropout_rng: jax.Array | None = None) -> jax.Array:
-        """Hidden states [B, T, D] in the compute type, of a batch with tokens, segments and positions [B, T]."""
-        rngs = {} if dropout_rng is None else {"dropout": dropout_rng}
-        return self.module.apply({"params": params}, batch, train=train, rngs=rngs)
+    def apply(self, params, batch: dict, noise: jax.Array | None = None) -> jax.Array:
+        """Hidden states [B, T, D] in the compute type, of a batch with tokens, segments and positions [B, T].
+
+        `noise` [B], a random key per row, trains with dropout; without it nothing is random.
+        """
+        return self.module.apply({"params": params}, batch, noise)
 
     @abc.abstractmethod
     def unembedding(self, params) -> jax.Array:

@@ -5,11 +5,11 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lm.layers.dense import Dropout, Embedding, Kernel, Unembedding, matmul
+from lm.layers.dense import Embedding, Kernel, Unembedding, dropout, project
 from lm.layers.norms import Norm
 from lm.layers.recurrence import GATES, Recurrence, empty_state
 from lm.models.base import LanguageModel, logits_of
-from lm.parallel import constrain
+from lm.parallel import Layout, constrain, gathered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,22 +38,23 @@ class RecurrentLM(nn.Module):
     spec: Spec
 
     @nn.compact
-    def __call__(self, batch, train: bool = False, states=None, valid=None):
+    def __call__(self, batch, noise=None, states=None, valid=None):
         """Without `states` (training) hidden [B, T, D] alone; with them (decoding) also the new states."""
         s, tokens = self.spec, batch["tokens"]
         decoding = states is not None
         if not decoding:
             states = tuple(empty_state(s.cell, tokens.shape[0], s.width) for _ in range(s.layers))
-        dropout = Dropout(s.dropout, shared=(1,) if s.variational_dropout else ())
-        x = dropout(Embedding(s.vocab_size, s.embedding_width, name="embedding")(tokens, s.dtype), train)
+        shared = (1,) if s.variational_dropout else ()
+        x = Embedding(s.vocab_size, s.embedding_width, time="scan_time", name="embedding")(tokens, s.dtype)
+        x = dropout(x, s.dropout, noise, 0, shared)
         restart = jnp.zeros(tokens.shape, bool) if decoding else starts_of(batch["segments"])
         recurrence = nn.remat(Recurrence) if s.remat == "full" else Recurrence
         new_states = []
         for layer in range(s.layers):
             inputs = Norm(s.norm, name=f"norm_{layer}")(x) if s.layer_norm else x
             y, state = recurrence(s.cell, s.width, s.unroll, name=f"layer_{layer}")(inputs, states[layer], restart, valid)
-            y = dropout(y, train)
-            x = constrain(x + y if s.residual and layer > 0 else y, "batch", "time", "act_width")
+            y = dropout(y, s.dropout, noise, 1 + layer, shared)
+            x = constrain(x + y if s.residual and layer > 0 else y, "batch", "scan_time", "act_width")
             new_states.append(state)
         hidden = self.project(x)
         return (hidden, tuple(new_states)) if decoding else hidden
@@ -67,8 +68,8 @@ class RecurrentLM(nn.Module):
         if not s.tie_embeddings:
             Unembedding(s.vocab_size, s.width, name="unembedding")()
         elif s.embedding_width != s.width:
-            kernel, _ = Kernel(s.embedding_width, ("width", None), name="projection")(s.width, x.dtype)
-            x = matmul(x, kernel)
+            projection = Kernel(s.embedding_width, ("width", "cell"), name="projection")(s.width, x.dtype)
+            (x,) = project(x, [projection], "batch", "scan_time", "act_width")
         return x
 
 
@@ -87,7 +88,8 @@ class RecurrentModel(LanguageModel):
 
     def unembedding(self, params):
         """[D, V], or [E, V] of a tied embedding, in float32."""
-        return params["embedding"]["embedding"].T if self.spec.tie_embeddings else params["unembedding"]["kernel"].T
+        table = params["embedding"]["embedding"] if self.spec.tie_embeddings else params["unembedding"]["kernel"]
+        return gathered(table, "vocab", "width").T
 
     def init_decode(self, batch_size: int, max_len: int):
         """Empty states; `max_len` does not matter to a recurrence."""
@@ -108,8 +110,8 @@ class RecurrentModel(LanguageModel):
         return cells + (2 * s.width * s.embedding_width if project else 0) + 2 * output_width * s.vocab_size
 
 
-def build(model, vocab_size: int, context: int) -> RecurrentModel:
-    """The recurrent model of the config's model section; any context will do."""
+def build(model, vocab_size: int, context: int, layout: Layout) -> RecurrentModel:
+    """The recurrent model of the config's model section; any context will do, and layouts differ in the sizes of the mesh alone."""
     spec = Spec(
         cell=model.name, vocab_size=vocab_size, layers=model.layers, width=model.width,
         embedding_width=model.embedding_width or model.width, residual=model.residual, layer_norm=model.layer_norm, norm=model.norm,

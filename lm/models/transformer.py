@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from lm.layers.attention import Attention, Cache
-from lm.layers.dense import Dropout, Embedding, Unembedding
+from lm.layers.dense import Embedding, Unembedding, dropout
 from lm.layers.feedforward import FeedForward
 from lm.layers.norms import Norm
 from lm.layers.positions import rotary_angles, sinusoids
 from lm.models.base import LanguageModel, logits_of
-from lm.parallel import constrain
+from lm.parallel import Layout, constrain, extent, gathered
+from lm.parallel.pipeline import pipeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,9 @@ class Spec:
     dtype: str
     scan_layers: bool
     remat: str
+    remat_save: tuple[str, ...]
+    remat_offload: tuple[str, ...]
+    layout: Layout
 
 
 class Inputs(nn.Module):
@@ -58,30 +62,38 @@ class Inputs(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each normalised before and added to its input."""
+    """Attention and feed-forward, each normalised before and added to its input. `layer` tells the dropouts of layers apart."""
 
     spec: Spec
-    train: bool = False
 
     @nn.compact
-    def __call__(self, x, segments, angles, cache: Cache | None = None, starts=None):
+    def __call__(self, x, layer, segments, angles, noise=None, cache: Cache | None = None, starts=None):
         s = self.spec
         output_scale = (2 * s.layers) ** -0.5  # the residual stream keeps its size at any depth (GPT-2)
-        attention = Attention(s.heads, s.kv_heads, s.head_width, s.bias, s.qk_norm, output_scale, name="attention")
+        attention = Attention(s.heads, s.kv_heads, s.head_width, s.bias, s.qk_norm, output_scale, s.layout.context, name="attention")
         y, cache = attention(Norm(s.norm, s.bias, name="attention_norm")(x), segments, angles, cache, starts)
-        x = x + Dropout(s.dropout)(y, self.train)
+        x = x + dropout(y, s.dropout, noise, 1 + 2 * layer)
         feed_forward = FeedForward(s.ff_width, s.activation, s.bias, output_scale, name="feed_forward")
         y = feed_forward(Norm(s.norm, s.bias, name="feed_forward_norm")(x))
-        x = x + Dropout(s.dropout)(y, self.train)
-        return constrain(x, "batch", "time", "act_width"), cache
+        x = x + dropout(y, s.dropout, noise, 2 + 2 * layer)
+        return constrain(x, "batch", "residual_time", "act_width"), cache
 
 
-def rematerialised(block, remat: str):
-    """The block class with its backward pass recomputing nothing, everything, or all but matrix products."""
-    if remat == "none":
-        return block
-    policy = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[remat]
-    return nn.remat(block, policy=policy, prevent_cse=False)
+def rematerialised(wrap, function, spec: Spec, scanned: bool):
+    """A layer whose backward pass recomputes what spec.remat says; `wrap` is nn.remat or jax.checkpoint."""
+    if spec.remat == "none":
+        return function
+    # In a scan nothing joins the forward and the backward pass anyway.
+    return wrap(function, policy=remat_policy(spec), prevent_cse=not scanned)
+
+
+def remat_policy(spec: Spec):
+    """What jax.checkpoint keeps of a layer (None: its input alone)."""
+    if spec.remat == "names":
+        return jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=list(spec.remat_save), names_which_can_be_offloaded=list(spec.remat_offload),
+            offload_src="device", offload_dst="pinned_host")
+    return {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[spec.remat]
 
 
 class Transformer(nn.Module):
@@ -90,22 +102,44 @@ class Transformer(nn.Module):
     spec: Spec
 
     @nn.compact
-    def __call__(self, batch, train: bool = False):
+    def __call__(self, batch, noise=None):
         s = self.spec
         x = Inputs(s, name="inputs")(batch["tokens"], batch["positions"])
-        x = Dropout(s.dropout)(x, train)
+        x = dropout(x, s.dropout, noise, 0)
         angles = rotary_angles(batch["positions"], s.head_width, s.rope_base) if s.positions == "rope" else None
-        block = rematerialised(Block, s.remat)
-        if s.scan_layers:
-            stack = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
-                            in_axes=(nn.broadcast, nn.broadcast), length=s.layers, metadata_params={nn.PARTITION_NAME: "layers"})
-            x, _ = stack(s, train, name="layers")(x, batch["segments"], angles)
+        rows = batch["segments"], angles, noise
+        if s.scan_layers and extent("stage") > 1 and not self.is_initializing():
+            x = pipeline(self.some_layers, (self.variables["params"]["layers"], jnp.arange(s.layers)), x, rows,
+                         microbatches=s.layout.microbatches, repeats=s.layout.repeats)
         else:
-            for layer in range(s.layers):
-                x, _ = block(s, train, name=f"layer_{layer}")(x, batch["segments"], angles)
+            x = self.all_layers(x, rows)
         if not s.tie_embeddings:
             Unembedding(s.vocab_size, s.width, name="unembedding")()
         return Norm(s.norm, s.bias, name="final_norm")(x)
+
+    @nn.nowrap
+    def all_layers(self, x, rows):
+        """x through every layer, one after the other; called inside `__call__`."""
+        s = self.spec
+        block = rematerialised(nn.remat, Block, s, s.scan_layers)
+        if s.scan_layers:
+            stack = nn.scan(block, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True},
+                            in_axes=(0, *[nn.broadcast] * 3), length=s.layers, metadata_params={nn.PARTITION_NAME: "layers"})
+            return stack(s, name="layers")(x, jnp.arange(s.layers), *rows)[0]
+        for layer in range(s.layers):
+            x, _ = block(s, name=f"layer_{layer}")(x, layer, *rows)
+        return x
+
+    @nn.nowrap
+    def some_layers(self, chunk, x, rows):
+        """Some rows through some layers, whose parameters and numbers are stacked: a stage of the pipeline."""
+        s = self.spec
+
+        def one(x, layer):
+            params, number = layer
+            return Block(s, parent=None).apply({"params": params}, x, number, *rows)[0], None
+
+        return jax.lax.scan(rematerialised(jax.checkpoint, one, s, True), x, chunk)[0]
 
 
 class Decoding(NamedTuple):
@@ -125,7 +159,8 @@ class TransformerModel(LanguageModel):
 
     def unembedding(self, params):
         """[D, V] in float32."""
-        return params["inputs"]["tokens"]["embedding"].T if self.spec.tie_embeddings else params["unembedding"]["kernel"].T
+        table = params["inputs"]["tokens"]["embedding"] if self.spec.tie_embeddings else params["unembedding"]["kernel"]
+        return gathered(table, "vocab", "width").T
 
     def init_decode(self, batch_size: int, max_len: int) -> Decoding:
         """Empty caches [B, S, K, Dh] for S = max_len tokens."""
@@ -143,7 +178,7 @@ class TransformerModel(LanguageModel):
         x = Inputs(s).apply({"params": params["inputs"]}, tokens, table_positions)
         new_caches = []
         for layer, cache in enumerate(caches):
-            x, cache = Block(s).apply({"params": self._layer(params, layer)}, x, None, angles, cache, lengths)
+            x, cache = Block(s).apply({"params": self._layer(params, layer)}, x, layer, None, angles, None, cache, lengths)
             new_caches.append(cache)
         x = Norm(s.norm, s.bias).apply({"params": params["final_norm"]}, x)
         advance = tokens.shape[1] if valid is None else jnp.sum(valid, axis=1)
@@ -164,7 +199,7 @@ class TransformerModel(LanguageModel):
         return s.layers * (dense + 2 * 2 * keys * attention_width) + 2 * s.width * s.vocab_size
 
 
-def build(model, vocab_size: int, context: int) -> TransformerModel:
+def build(model, vocab_size: int, context: int, layout: Layout) -> TransformerModel:
     """The Transformer of the config's model section."""
     width, heads = model.width, model.heads
     swiglu_width = -(-8 * width // 3 // 64) * 64
@@ -174,6 +209,7 @@ def build(model, vocab_size: int, context: int) -> TransformerModel:
         ff_width=model.ff_width or (swiglu_width if model.activation == "swiglu" else 4 * width),
         norm=model.norm, activation=model.activation, positions=model.positions, rope_base=model.rope_base, qk_norm=model.qk_norm,
         bias=model.bias, tie_embeddings=model.tie_embeddings, dropout=model.dropout, dtype=model.dtype,
-        scan_layers=model.scan_layers, remat=model.remat,
+        scan_layers=model.scan_layers, remat=model.remat, remat_save=tuple(model.remat_save), remat_offload=tuple(model.remat_offload),
+        layout=layout,
     )
     return TransformerModel(Transformer(spec), vocab_size, context)

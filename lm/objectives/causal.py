@@ -17,9 +17,12 @@ def build(rows: Rows, bos_id: int) -> dict[str, np.ndarray]:
     }
 
 
-def loss(model, params, batch, *, z_loss: float = 0.0, chunk: int = 0, train: bool = False, dropout_rng=None):
-    """(sum of losses to minimise, sum of weighted cross-entropies in nats); divide by the sum of the batch's weights."""
-    hidden = model.apply(params, batch, train=train, dropout_rng=dropout_rng)
+def loss(model, params, batch, *, z_loss: float = 0.0, chunk: int = 0, noise=None):
+    """(sum of losses to minimise, sum of weighted cross-entropies in nats); divide by the sum of the batch's weights.
+
+    With `noise`, a random key per row, the model drops units.
+    """
+    hidden = model.apply(params, batch, noise)
     matrix = model.unembedding(params)
     if chunk and chunk < hidden.shape[1]:
         return losses.chunked_loss(hidden, matrix, batch["targets"], batch["weights"], z_loss, chunk)

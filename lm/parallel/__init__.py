@@ -1,6 +1,18 @@
-"""Devices: the mesh, and which logical axis of an array lies along which mesh axis."""
+"""Devices and processes: the mesh, which logical axis of an array lies along which mesh axis, and how processes meet."""
 
-from lm.parallel.mesh import AXES, make_mesh
-from lm.parallel.sharding import BATCH, batch_sharding, check_replication, constrain, parameter_shardings, replicated
+from lm.parallel.layout import Layout
+from lm.parallel.mesh import AXES, make_mesh, mesh_sizes
+from lm.parallel.sharding import (
+    BATCH,
+    batch_sharding,
+    check_replication,
+    constrain,
+    extent,
+    gathered,
+    gathers,
+    parameter_shardings,
+    replicated,
+)
 
-__all__ = ["AXES", "BATCH", "batch_sharding", "check_replication", "constrain", "make_mesh", "parameter_shardings", "replicated"]
+__all__ = ["AXES", "BATCH", "Layout", "batch_sharding", "check_replication", "constrain", "extent", "gathered",
+           "gathers", "make_mesh", "mesh_sizes", "parameter_shardings", "replicated"]

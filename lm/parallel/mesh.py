@@ -3,6 +3,8 @@
 import math
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from lm.errors import ConfigError
@@ -11,14 +13,37 @@ from lm.errors import ConfigError
 AXES = ("replica", "stage", "fsdp", "expert", "context", "tensor")
 
 
-def make_mesh(sizes, devices=None) -> Mesh:
-    """A mesh over all devices. `sizes` maps each axis of AXES to its size, one of them may be -1 (all that are left)."""
-    devices = list(jax.devices() if devices is None else devices)
+def mesh_sizes(sizes, count: int) -> dict[str, int]:
+    """{axis: size} on `count` devices. `sizes` maps each axis of AXES to its size, one of them may be -1 (all that are left)."""
     wanted = {axis: sizes[axis] for axis in AXES}
     known = math.prod(size for size in wanted.values() if size != -1)
-    shape = {axis: len(devices) // known if size == -1 else size for axis, size in wanted.items()}
-    if math.prod(shape.values()) != len(devices):
+    shape = {axis: count // known if size == -1 else size for axis, size in wanted.items()}
+    if math.prod(shape.values()) != count:
         text = " x ".join(f"{axis}={size}" for axis, size in wanted.items() if size != 1) or "1"
-        raise ConfigError(f"mesh {text} does not use the {len(devices)} devices that are here: set one mesh axis to -1")
-    # Linen's constraints need Auto axes; make_mesh would make them Explicit.
-    return jax.make_mesh(tuple(shape.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+        raise ConfigError(f"mesh {text} does not use the {count} devices that are here: set one mesh axis to -1")
+    return shape
+
+
+def make_mesh(sizes, devices=None) -> Mesh:
+    """A mesh over all devices, in the sizes of `mesh_sizes`.
+
+    Devices of several slices (TPU pods joined by the data-centre network) give a hybrid mesh: replica is cut over the slices
+    first, every other axis stays within one.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = mesh_sizes(sizes, len(devices))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    # Linen's constraints need Auto axes; jax.make_mesh would make them Explicit.
+    types = (AxisType.Auto,) * len(AXES)
+    if slices == 1:
+        return jax.make_mesh(tuple(shape.values()), AXES, axis_types=types, devices=devices)
+    if shape["replica"] % slices:
+        raise ConfigError(f"mesh.replica={shape['replica']} is not a multiple of the {slices} slices that are here: only replicas "
+                          "talk over the network between slices, so give each slice as many of them")
+    return Mesh(_hybrid(shape, slices, devices), AXES, axis_types=types)
+
+
+def _hybrid(shape: dict[str, int], slices: int, devices) -> np.ndarray:
+    within = tuple((shape | {"replica": shape["replica"] // slices}).values())
+    between = (slices,) + (1,) * (len(AXES) - 1)
+    return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)

@@ -1,9 +1,10 @@
-"""The table from logical axes to mesh axes, and what follows from it: shardings of parameters, batches and activations.
+"""The tables from logical axes to mesh axes, and what follows from them: shardings of parameters, batches and activations.
 
-Parameters and activations name their axes; the table below is the only place that knows the mesh. An unknown name is an
+Parameters and activations name their axes; the tables below are the only place that knows the mesh. An unknown name is an
 error, never a silent replication.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -11,41 +12,62 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm.errors import ConfigError
+from lm.parallel.mesh import AXES
 
-BATCH = ("replica", "fsdp")
-
-RULES: dict[str, tuple[str, ...]] = {
-    # activations
-    "batch": BATCH,
-    "time": (),
-    "act_width": (),
-    "act_heads": (),
-    "act_ff": (),
-    "act_vocab": (),
-    # parameters
-    "width": ("fsdp",),
-    "heads": (),
-    "ff": (),
-    "cell": (),
-    "vocab": (),
-    "positions": (),
-    "norm": (),
-    "layers": (),
+# One table per layout: which logical axes it lays along its mesh axis. A run's table is the union of all: an axis of size 1
+# changes nothing, and a hybrid is several axes above 1.
+LAYOUTS: dict[str, dict[str, str]] = {
+    # Copies of the parameters, each with rows of its own.
+    "data": {"batch": "replica"},
+    # ZeRO-3 (Rajbhandari et al. 2020): parameters, gradients and the optimizer's state are cut, and gathered layer by layer.
+    "fsdp": {"batch": "fsdp", "width": "fsdp"},
+    # Megatron (Shoeybi et al. 2019) with sequence-sharded activations between the products (Korthikanti et al. 2022).
+    "tensor": {"heads": "tensor", "ff": "tensor", "cell": "tensor", "vocab": "tensor", "positions": "tensor",
+               "act_heads": "tensor", "act_ff": "tensor", "act_cell": "tensor", "act_vocab": "tensor", "residual_time": "tensor"},
+    # Each device has a stretch of every row; attention is a ring, or gathers its keys (lm/layers/attention.py).
+    "context": {"time": "context", "residual_time": "context"},
+    # Consecutive layers on consecutive devices (lm/parallel/pipeline.py).
+    "pipeline": {"layers": "stage", "stage": "stage"},
+    # For layers with experts; the rows are spread over them.
+    "expert": {"batch": "expert", "experts": "expert"},
 }
+# Axes of arrays that no layout cuts.
+WHOLE = ("act_width", "scan_time", "norm", "gates")
+
+BATCH = ("replica", "fsdp", "expert")
 
 REPLICATED_LIMIT = 0.02
 
 
-def partition_spec(names: tuple[str | None, ...]) -> PartitionSpec:
+def table(zero: int = 3) -> dict[str, tuple[str, ...]]:
+    """{logical axis: mesh axes} of all layouts together. With `zero` 1 the fsdp axis cuts the optimizer's state alone."""
+    rules: dict[str, tuple[str, ...]] = dict.fromkeys(WHOLE, ())
+    for layout in LAYOUTS.values():
+        for name, axis in layout.items():
+            rules[name] = tuple(sorted({*rules.get(name, ()), axis}, key=AXES.index))
+    return rules if zero == 3 else rules | {"width": ()}
+
+
+RULES = table()
+
+
+def partition_spec(names: tuple[str | None, ...], rules: dict[str, tuple[str, ...]] = RULES) -> PartitionSpec:
     """Mesh axes of logical axes; ConfigError on a name that the table does not have."""
     for name in names:
-        if name is not None and name not in RULES:
-            raise ConfigError(f"unknown logical axis {name!r}: lm/parallel/sharding.py has {', '.join(RULES)}")
-    axes = [RULES[name] if name else () for name in names]
+        if name is not None and name not in rules:
+            raise ConfigError(f"unknown logical axis {name!r}: lm/parallel/sharding.py has {', '.join(rules)}")
+    axes = [rules[name] if name else () for name in names]
     return PartitionSpec(*(axis[0] if len(axis) == 1 else (axis or None) for axis in axes))
 
 
-def constrain(x: jax.Array, *names: str) -> jax.Array:
+def extent(*names: str) -> int:
+    """Parts into which the mesh of `jax.set_mesh` cuts axes of these logical names; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = {axis for name in names for axis in RULES[name]}
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """x with its axes laid out by the table, under `jax.set_mesh`; without a mesh, x itself."""
     if len(names) != x.ndim:
         raise ValueError(f"{len(names)} logical axes {names} for an array of shape {x.shape}")
@@ -55,31 +77,72 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
-def parameter_shardings(boxed, mesh: Mesh):
+def gathered(parameter: jax.Array, *names: str | None) -> jax.Array:
+    """A parameter as layers compute with it: whole along fsdp. Its gradient is laid out as the parameter is, or its optimizer's state.
+
+    A plain constraint would ask for a whole gradient too: an all-reduce where a reduce-scatter does.
+    """
+    return _gathered(tuple(names), parameter)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gathered(names, parameter):
+    return constrain(parameter, *(None if name == "width" else name for name in names))
+
+
+_gathered.defvjp(lambda names, parameter: (_gathered(names, parameter), None), lambda names, _, gradient: (constrain(gradient, *names),))
+
+
+def gathers() -> bool:
+    """True where the mesh has layers gather their parameters, or their inputs, before they compute."""
+    return extent("width") > 1 or extent("residual_time") > extent("time")
+
+
+def parameter_shardings(boxed, mesh: Mesh, zero: int = 3):
     """Shardings for a tree of Linen's boxed abstract parameters, in the shape of the unboxed tree.
 
-    A dimension that its mesh axes do not divide stays whole; `check_replication` counts what that costs.
+    A mesh axis that does not divide its dimension cuts another one of the array that it divides; where there is none,
+    the array stays whole along it, and `check_replication` counts what that costs.
     """
-
-    def sharding(leaf):
-        names = leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else None
-        shape = nn.meta.unbox(leaf).shape
-        if names is None:
-            raise ConfigError(f"a parameter of shape {shape} has no logical axes")
-        spec = partition_spec(names)
-        fits = [axis if axis is None or size % _axis_size(mesh, axis) == 0 else None for axis, size in zip(spec, shape, strict=True)]
-        return NamedSharding(mesh, PartitionSpec(*fits))
-
-    return jax.tree.map(sharding, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+    rules = table(zero)
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, _fit(*_names(leaf), mesh, rules)), boxed, is_leaf=_is_boxed)
 
 
-def _axis_size(mesh: Mesh, axis) -> int:
-    return math.prod(mesh.shape[name] for name in (axis if isinstance(axis, tuple) else (axis,)))
+def _is_boxed(leaf):
+    return isinstance(leaf, nn.LogicallyPartitioned)
+
+
+def _names(leaf):
+    shape = nn.meta.unbox(leaf).shape
+    if not _is_boxed(leaf):
+        raise ConfigError(f"a parameter of shape {shape} has no logical axes")
+    return leaf.names, shape
+
+
+def _fit(names, shape, mesh, rules) -> PartitionSpec:
+    partition_spec(names, rules)
+    dims: list[list[str]] = [[] for _ in shape]
+
+    def place(axis, dim):
+        fits = shape[dim] % math.prod(mesh.shape[other] for other in [*dims[dim], axis]) == 0
+        if fits:
+            dims[dim] = sorted([*dims[dim], axis], key=AXES.index)
+        return fits
+
+    claims = [(axis, dim) for dim, name in enumerate(names) for axis in (rules[name] if name else ()) if mesh.shape[axis] > 1]
+    homeless = [axis for axis, dim in claims if not place(axis, dim)]
+    # Not along the stack of layers, which is walked one by one, and not in a vector, which costs nothing whole.
+    others = [dim for dim, name in enumerate(names) if name not in (None, "layers")]
+    for axis in homeless:
+        if axis == "stage":  # it must cut layers, or nothing
+            continue
+        any(place(axis, dim) for dim in sorted(others, key=lambda dim: -shape[dim]))
+    return PartitionSpec(*(axes[0] if len(axes) == 1 else (tuple(axes) or None) for axes in dims))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch, split over the data axes."""
-    return NamedSharding(mesh, PartitionSpec(BATCH))
+    """Batch arrays [B, T]: rows over the data axes, time over the context axis."""
+    return NamedSharding(mesh, PartitionSpec(BATCH, "context"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -87,15 +150,29 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_replication(abstract_params, shardings, mesh: Mesh):
-    """ConfigError when an fsdp mesh leaves more than 2 % of the parameter bytes on every device."""
-    if mesh.shape["fsdp"] == 1:
-        return
-    sizes = jax.tree.map(lambda leaf: leaf.size * leaf.dtype.itemsize, abstract_params)
-    whole = jax.tree.map(lambda size, sharding: size if sharding.is_fully_replicated else 0, sizes, shardings)
-    share = sum(jax.tree.leaves(whole)) / sum(jax.tree.leaves(sizes))
+def check_replication(boxed, shardings, mesh: Mesh, zero: int = 3):
+    """ConfigError when more than 2 % of the bytes stay whole along a mesh axis whose layout claims to cut them.
+
+    `shardings` are those of the parameters (`zero` 3), or of the optimizer's state beside them (`zero` 1).
+    """
+    rules = table(3)
+    cuts_all = {axis for axis in ("fsdp", "tensor") if mesh.shape[axis] > 1}
+    whole, total = {}, 0
+    leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_boxed)
+    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
+        names, shape = _names(leaf)
+        claims = {axis for name in names if name for axis in rules[name] if mesh.shape[axis] > 1}
+        has = {axis for axes in sharding.spec if axes for axis in (axes if isinstance(axes, tuple) else (axes,))}
+        size = math.prod(shape) * nn.meta.unbox(leaf).dtype.itemsize
+        total += size
+        matrix = sum(name != "layers" for name in names) > 1  # vectors are copied by design: they cost nothing
+        if claims - has or (matrix and cuts_all and not has):
+            whole[jax.tree_util.keystr(path, simple=True, separator="/")] = (size, claims - has or cuts_all)
+    share = sum(size for size, _ in whole.values()) / total
     if share > REPLICATED_LIMIT:
-        paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, size in
-                 sorted(jax.tree_util.tree_leaves_with_path(whole), key=lambda item: -item[1])[:3] if size]
-        raise ConfigError(f"mesh.fsdp={mesh.shape['fsdp']} leaves {share:.1%} of the parameter bytes on every device "
-                          f"(largest: {', '.join(paths)}): choose a width that mesh.fsdp divides")
+        largest = sorted(whole, key=lambda name: -whole[name][0])[:3]
+        axes = sorted({axis for _, missing in whole.values() for axis in missing}, key=AXES.index)
+        text = " and ".join(f"mesh.{axis}={mesh.shape[axis]}" for axis in axes)
+        kind = "parameter" if zero == 3 else "optimizer"
+        raise ConfigError(f"{text} {'leave' if len(axes) > 1 else 'leaves'} {share:.1%} of the {kind} bytes on every device "
+                          f"(largest: {', '.join(largest)}): choose sizes that it divides")

@@ -14,8 +14,9 @@ from lm.data.prepare import PreparedData, prepare
 from lm.errors import ConfigError
 from lm.metrics import train_flops_per_token
 from lm.objectives import causal
-from lm.parallel import batch_sharding, make_mesh, replicated
-from lm.train.step import TrainState, init_state, state_shardings, train_step
+from lm.parallel import Layout, batch_sharding, make_mesh, replicated
+from lm.parallel import layout as layouts
+from lm.train.step import Shardings, TrainState, init_state, state_shardings, train_step
 
 
 @dataclasses.dataclass
@@ -30,8 +31,14 @@ class Job:
     mesh: jax.sharding.Mesh
     optimizer: optax.GradientTransformation
     learning_rate: object
-    shardings: TrainState
+    lay: Shardings
+    layout: Layout
     flops_per_token: float
+
+    @property
+    def shardings(self) -> TrainState:
+        """Where the state lies."""
+        return self.lay.state
 
     def items(self, tree: TrainState) -> dict:
         """The state, or its abstract form, as the items of a checkpoint."""
@@ -60,7 +67,7 @@ class Job:
         batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), batch)
         step = jax.jit(
             lambda state, batch: train_step(state, batch, model=self.model, optimizer=self.optimizer, learning_rate=self.learning_rate,
-                                            config=self.config),
+                                            config=self.config, shardings=self.lay),
             in_shardings=(self.shardings, sharding), out_shardings=(self.shardings, replicated(self.mesh)), donate_argnums=0,
         )
         return step.lower(self.abstract_state(), batch).compile()
@@ -70,19 +77,27 @@ class Job:
         return causal.build(rows, self.prepared.tokenizer.bos_id)
 
 
-def set_up(config, workdir: str | pathlib.Path, progress: bool = False) -> Job:
-    """Prepares data, resolves the config and lays out the state; nothing is compiled yet."""
-    mesh = make_mesh(config.mesh)
-    shards = mesh.shape["replica"] * mesh.shape["fsdp"] * config.train.accumulate
-    if config.data.global_batch % shards:
-        raise ConfigError(f"data.global_batch={config.data.global_batch} is not a multiple of {shards} "
-                          f"(mesh.replica x mesh.fsdp x train.accumulate on {mesh.size} devices)")
+def set_up(config, workdir: str | pathlib.Path, progress: bool = False, mesh: jax.sharding.Mesh | None = None) -> Job:
+    """Prepares data, resolves the config and lays out the state, by default over all devices; nothing is compiled yet."""
+    mesh = mesh or make_mesh(config.mesh)
+    layouts.check(config, dict(mesh.shape))
+    _check_memory(config, mesh)
+    layout = Layout.of(config.layout, dict(mesh.shape))
     prepared = prepare(config.data, config.data.tokenizer_seed, progress=progress)
     data = TrainingData(prepared.split_stores("train"), tuple(prepared.weights), config.data.context, config.data.global_batch, config.seed)
-    model = models.build(config.model, prepared.tokenizer.vocab_size, config.data.context)
+    model = models.build(config.model, prepared.tokenizer.vocab_size, config.data.context, layout)
     flops = train_flops_per_token(model, config.data.context)
     tokens = config.data.global_batch * config.data.context
     config = configs.resolve(config, configs.Facts(tokens, data.steps_per_epoch, flops * tokens))
     optimizer, rate = optim.optimizer(config.optim), optim.schedule(config.optim, config.train.steps)
-    shardings = state_shardings(model, optimizer, mesh, bool(config.train.ema))
-    return Job(pathlib.Path(workdir), config, prepared, data, model, mesh, optimizer, rate, shardings, flops)
+    lay = state_shardings(model, optimizer, mesh, bool(config.train.ema), config.layout)
+    return Job(pathlib.Path(workdir), config, prepared, data, model, mesh, optimizer, rate, lay, layout, flops)
+
+
+def _check_memory(config, mesh):
+    """ConfigError when something is to be kept in the host's memory and the devices' backend has no way to."""
+    wants = [name for name, asked in (("layout.offload=optimizer", config.layout.offload == "optimizer"),
+                                      ("model.remat_offload", config.model.remat_offload)) if asked]
+    device = mesh.local_devices[0]
+    if wants and "pinned_host" not in {memory.kind for memory in device.addressable_memories()}:
+        raise ConfigError(f"{' and '.join(wants)} need memory of the host, which {device.platform} devices cannot use here: turn it off")

@@ -11,12 +11,16 @@ import jax
 from lm import config as configs
 from lm import run
 from lm.checkpoint import Checkpoints
-from lm.data.feed import Feed, process_part
+from lm.data.feed import Feed
 from lm.errors import NonFiniteError
 from lm.evaluate import Evaluator
 from lm.metrics import Clock, Writers, peak_flops
 from lm.metrics.writers import read_lines
-from lm.parallel import batch_sharding
+from lm.parallel import batch_sharding, processes
+from lm.parallel import layout as layouts
+from lm.parallel.layout import row_multiple
+from lm.parallel.pipeline import bubble
+from lm.parallel.watchdog import Watchdog
 from lm.train.job import Job, set_up
 from lm.train.progress import Progress
 
@@ -24,22 +28,41 @@ MOST_NAMED_DOCUMENTS = 20
 
 
 def train(config, workdir: str | pathlib.Path) -> dict:
-    """Trains, or goes on training, a run in a work directory; the last line of `scripts/train.py`."""
+    """Trains, or goes on training, a run in a work directory; the last line of `scripts/train.py`.
+
+    Of several processes all call it; the first alone holds the lock, prepares data before the others do, and writes.
+    """
     workdir = pathlib.Path(workdir)
-    lock = run.lock(workdir)
-    try:
+    with run.lock(workdir) if processes.is_first() else contextlib.nullcontext():
+        processes.check_shared(workdir)
         clock = Clock()
         with clock("prepare"):
-            job = set_up(config, workdir, progress=True)
-            if config.eval.split != "none":
-                job.prepared.split_stores(config.eval.split)
-            note = run.start(workdir, config, job.config, job.prepared.fingerprint, job.prepared.tokenizer)
-        if note:
+            job = processes.first_then_all("prepared data", lambda: _set_up(config, workdir))
+            processes.same("text or tokenizer", job.prepared.fingerprint, "give all of them the same files in data.source")
+            prepared = job.prepared
+            note = processes.first("start", lambda: run.start(workdir, config, job.config, prepared.fingerprint, prepared.tokenizer))
+        if note and processes.is_first():
             print(f"note: {note}", file=sys.stderr)
         with Loop(job, clock) as loop:
             return loop.run()
-    finally:
-        lock.close()
+
+
+def _set_up(config, workdir) -> Job:
+    job = set_up(config, workdir, progress=processes.is_first())
+    if config.eval.split != "none":
+        job.prepared.split_stores(config.eval.split)
+    return job
+
+
+class _WatchedEvaluator(Evaluator):
+    """Beats at every batch."""
+
+    beat = staticmethod(lambda: None)
+
+    def rows(self, store, stop):
+        for rows in super().rows(store, stop):
+            self.beat()
+            yield rows
 
 
 class Loop(contextlib.AbstractContextManager):
@@ -56,10 +79,14 @@ class Loop(contextlib.AbstractContextManager):
         self.tokens, self.skipped, self._seconds_before = meta["tokens"], meta["skipped"], meta["seconds"]
         self.state = job.resumed_state(restored) if restored else None
         metrics = job.config.metrics
-        self.writers = Writers(job.workdir, metrics.tensorboard, metrics.wandb, configs.to_json(job.config), self.first)
-        self.progress = Progress(self.first, job.config.train.steps)
+        talks = processes.is_first()
+        self.writers = Writers(job.workdir, metrics.tensorboard, metrics.wandb, configs.to_json(job.config), self.first, talks)
+        self.progress = Progress(self.first, job.config.train.steps, talks)
+        self.watchdog = Watchdog(0.0, processes.stuck)
+        processes.advise(self._advice)
         self._pending: list[tuple[int, dict]] = []
-        self._evaluator = self._saved = self._stop = None
+        self._evaluator = self._saved = None
+        self._stop = ""  # the signal that asked for the end
         self._start = time.perf_counter()
 
     def run(self) -> dict:
@@ -67,6 +94,8 @@ class Loop(contextlib.AbstractContextManager):
         last = self.config.train.steps
         if self.first:
             self.progress.say(f"resuming at step {self.first} of {last}")
+        if self.job.mesh.size > 1:
+            self.progress.say(f"layout: {layouts.describe(dict(self.job.mesh.shape), self.job.layout, self.config.layout.zero)}")
         if self.first >= last:
             return self._result(self._last_line())
         self.peak, _ = (self.config.metrics.peak_flops, "") if self.config.metrics.peak_flops else peak_flops()
@@ -74,10 +103,11 @@ class Loop(contextlib.AbstractContextManager):
             with self.clock("compile"):
                 step = self.job.compile_step()
                 self.state = self.state or self.job.initial_state()
-            part = process_part(self.config.data.global_batch)
-            feed = Feed(lambda index: self.job.data.batch(index, self.job.build, part), self.first, last,
-                        batch_sharding(self.job.mesh), self.config.data.prefetch)
-            with contextlib.closing(feed), self._signals():
+            data = self.config.data
+            feed = Feed(lambda index, rows: self.job.data.batch(index, self.job.build, rows), self.first, last,
+                        batch_sharding(self.job.mesh), (data.global_batch, data.context), data.prefetch)
+            self.watchdog = Watchdog(self.config.processes.step_timeout, processes.stuck)
+            with contextlib.closing(feed), self._signals(), contextlib.closing(self.watchdog):
                 self._mark()
                 for index, batch in feed:
                     self.state, metrics = step(self.state, batch)
@@ -85,10 +115,11 @@ class Loop(contextlib.AbstractContextManager):
                     self._pending.append((index + 1, metrics))
                     self.clock.seconds["data"] = feed.waited
                     self._when_due(index + 1, last)
-                    if self._stop:
+                    if processes.stop_at(index + 1, self._stop):
                         self._settle()
                         self._save(index + 1)
-                        self.progress.say(f"{signal.Signals(self._stop).name}: saved step {index + 1}; the same command goes on from there")
+                        why = processes.stopped_by(self._stop)
+                        self.progress.say(f"{why}: saved step {index + 1}; the same command goes on from there")
                         break
         return self._result(self._last_line())
 
@@ -107,6 +138,7 @@ class Loop(contextlib.AbstractContextManager):
         """Fetches the metrics of the steps that are pending, checks them and writes the lines that are due."""
         for done, metrics in self._pending:
             values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+            self.watchdog.beat(f"step {done}")
             self.progress.advance()
             self.tokens += values.pop("targets")
             if not values.pop("finite"):
@@ -140,6 +172,9 @@ class Loop(contextlib.AbstractContextManager):
         line = {"step": done, "kind": "train", "tokens": self.tokens, "seconds": self._seconds(), **values,
                 "tokens_per_second": speed, "mfu": self.job.flops_per_token * speed / (self.peak * self.job.mesh.size),
                 "skipped": self.skipped, "time": self.clock.rounded()}
+        stages = self.job.mesh.shape["stage"]
+        if stages > 1:
+            line["bubble"] = bubble(stages, self.job.layout.microbatches, self.job.layout.repeats)
         self.writers.write(line)
         self.progress.train(line)
         self._mark()
@@ -148,11 +183,13 @@ class Loop(contextlib.AbstractContextManager):
         return round(self._seconds_before + time.perf_counter() - self._start, 3)
 
     def _evaluate(self, done: int):
-        with self.clock("eval"):
+        with self.clock("eval"), self.watchdog.longer(self.config.processes.barrier_timeout):
             job, evaluate = self.job, self.config.eval
             if self._evaluator is None:
-                self._evaluator = Evaluator(job.model, job.mesh, job.prepared.tokenizer.bos_id, self.config.data.context,
-                                            evaluate.batch or self.config.data.global_batch, evaluate.stride, job.shardings.params)
+                self._evaluator = _WatchedEvaluator(job.model, job.mesh, job.prepared.tokenizer.bos_id, self.config.data.context,
+                                                    evaluate.batch or self.config.data.global_batch, evaluate.stride, job.shardings.params,
+                                                    row_multiple(dict(job.mesh.shape), job.layout))
+                self._evaluator.beat = self.watchdog.beat
             params = self.state.ema if self.config.train.ema else self.state.params
             result = self._evaluator(params, job.prepared.split_stores(evaluate.split), evaluate.max_tokens)
         line = {"step": done, "kind": "eval", "split": evaluate.split, "seconds": self._seconds(), **result}
@@ -162,7 +199,7 @@ class Loop(contextlib.AbstractContextManager):
     def _save(self, done: int):
         if self._saved == done:
             return
-        with self.clock("checkpoint"):
+        with self.clock("checkpoint"), self.watchdog.longer(self.config.processes.barrier_timeout):
             meta = {"tokens": self.tokens, "seconds": self._seconds(), "skipped": self.skipped, "data": self.job.prepared.fingerprint}
             self.checkpoints.save(done, self.job.items(self.state), meta)
         self._saved = done
@@ -172,7 +209,7 @@ class Loop(contextlib.AbstractContextManager):
         """SIGTERM and the first Ctrl-C end the run after the step at hand, with a checkpoint; the second Ctrl-C ends it at once."""
 
         def stop(number, _):
-            self._stop = number
+            self._stop = signal.Signals(number).name
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
         try:
@@ -184,6 +221,10 @@ class Loop(contextlib.AbstractContextManager):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _advice(self) -> str:
+        steps = self.checkpoints.steps()
+        return "start the same command again" + (f" to go on from step {steps[-1]}" if steps else "")
 
     def _last_line(self) -> dict:
         lines = [line for line in read_lines(self.writers.path) if line["kind"] == "train"]

@@ -6,11 +6,12 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Shows train and eval lines as they are written."""
+    """Shows train and eval lines as they are written; with `active` False, nothing."""
 
-    def __init__(self, first: int, last: int):
-        self._bar = tqdm(initial=first, total=last, unit="step", file=sys.stderr, dynamic_ncols=True) if sys.stderr.isatty() else None
-        self._last = last
+    def __init__(self, first: int, last: int, active: bool = True):
+        terminal = active and sys.stderr.isatty()
+        self._bar = tqdm(initial=first, total=last, unit="step", file=sys.stderr, dynamic_ncols=True) if terminal else None
+        self._last, self._active = last, active
 
     def advance(self):
         """One step more."""
@@ -33,6 +34,8 @@ class Progress:
 
     def say(self, text: str):
         """One line of text."""
+        if not self._active:
+            return
         tqdm.write(text, file=sys.stderr)
         sys.stderr.flush()
 

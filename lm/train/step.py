@@ -27,38 +27,52 @@ def init_state(model, optimizer, rng: jax.Array, with_ema: bool) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), params if with_ema else None)
 
 
-def gradients(model, params, batch, rng, config):
+def row_noise(seed: int, step, rows: int) -> jax.Array:
+    """A random key for each row [B] of the batch of a step: what a row drops does not depend on the micro-batch or device it is on."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(jax.random.key(seed + 1), step), jnp.arange(rows))
+
+
+def gradients(model, params, batch, noise, config, shardings=None):
     """(gradients of the mean loss, mean cross-entropy) of a batch cut into train.accumulate micro-batches.
+
+    `noise` [B] are keys of the rows, `shardings` are where the gradients lie.
 
     Numerators are summed over micro-batches and divided once by the weights of the whole batch: exact when they differ.
     """
     count = config.train.accumulate
 
-    def micro_loss(params, micro, key):
-        return causal.loss(model, params, micro, z_loss=config.train.z_loss, chunk=config.train.loss_chunk, train=True, dropout_rng=key)
+    def micro_loss(params, micro, noise):
+        return causal.loss(model, params, micro, z_loss=config.train.z_loss, chunk=config.train.loss_chunk, noise=noise)
 
-    grad = jax.grad(micro_loss, has_aux=True)
+    def grad(*arguments):
+        grads, nats = jax.grad(micro_loss, has_aux=True)(params, *arguments)
+        return (jax.lax.with_sharding_constraint(grads, shardings) if shardings else grads), nats
+
     total = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
     if count == 1:
-        grads, nats = grad(params, batch, rng)
+        grads, nats = grad(batch, noise)
     else:
         # Row r goes to micro-batch r mod count: each device cuts its own rows, nothing moves.
-        micros = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1), batch)
+        micros = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1), (batch, noise))
 
         def add(sums, micro):
-            return jax.tree.map(jnp.add, sums, grad(params, *micro)), None
+            return jax.tree.map(jnp.add, sums, grad(*micro)), None
 
         zero = (jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32))
-        (grads, nats), _ = jax.lax.scan(add, zero, (micros, jax.random.split(rng, count)))
+        (grads, nats), _ = jax.lax.scan(add, zero, micros)
     return jax.tree.map(lambda g: g / total, grads), nats / total
 
 
-def train_step(state: TrainState, batch: dict, *, model, optimizer, learning_rate, config) -> tuple[TrainState, dict]:
-    """One optimizer update. Pure: the randomness of a step follows from the seed and the step alone."""
-    rng = jax.random.fold_in(jax.random.key(config.seed + 1), state.step)
-    grads, loss = gradients(model, state.params, batch, rng, config)
+def train_step(state: TrainState, batch: dict, *, model, optimizer, learning_rate, config, shardings=None) -> tuple[TrainState, dict]:
+    """One optimizer update. Pure: the randomness of a step follows from the seed and the step alone.
+
+    `shardings` (see `state_shardings`) are where gradients and the optimizer's work lie; None leaves that to the compiler.
+    """
+    noise = row_noise(config.seed, state.step, len(batch["weights"]))
+    grads, loss = gradients(model, state.params, batch, noise, config, shardings and shardings.gradients)
     grad_norm = global_norm(grads)
-    directions, opt_state = optimizer.update(optim.clip(grads, grad_norm, config.optim.clip), state.opt_state, state.params)
+    before = jax.device_put(state.opt_state, jax.memory.Space.Device) if config.layout.offload == "optimizer" else state.opt_state
+    directions, opt_state = optimizer.update(optim.clip(grads, grad_norm, config.optim.clip), before, state.params)
     rate = learning_rate(state.step)
     updates = jax.tree.map(lambda d: -rate * d, directions)
     params = optax.apply_updates(state.params, updates)
@@ -67,8 +81,10 @@ def train_step(state: TrainState, batch: dict, *, model, optimizer, learning_rat
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     new = TrainState(state.step + 1, params, opt_state, ema)
     if config.train.nonfinite == "skip":
-        kept = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
+        kept = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state._replace(opt_state=before))
         new = kept._replace(step=state.step + 1)
+    if config.layout.offload == "optimizer":
+        new = new._replace(opt_state=jax.device_put(new.opt_state, jax.memory.Space.Host))
     metrics = {
         "loss": loss, "grad_norm": grad_norm, "param_norm": global_norm(params), "update_norm": global_norm(updates),
         "learning_rate": jnp.asarray(rate, jnp.float32), "targets": jnp.sum(batch["weights"] > 0), "finite": finite,
@@ -76,22 +92,28 @@ def train_step(state: TrainState, batch: dict, *, model, optimizer, learning_rat
     return new, metrics
 
 
-def state_shardings(model, optimizer, mesh, with_ema: bool) -> TrainState:
-    """Where each array of the state lies: parameters by the table, what an optimizer keeps per parameter beside it, the rest copied."""
+class Shardings(NamedTuple):
+    """Where things lie: the state, and the gradients (as the parameters do, or under ZeRO-1 as the optimizer's state does)."""
+
+    state: TrainState
+    gradients: dict
+
+
+def state_shardings(model, optimizer, mesh, with_ema: bool, layout) -> Shardings:
+    """Parameters by the table, what an optimizer keeps per parameter beside them (cut under layout.zero 1 too), the rest copied."""
     rng = jax.random.key(0)
     boxed = jax.eval_shape(model.init_boxed, rng)
-    params = parameter_shardings(boxed, mesh)
+    params, cut = parameter_shardings(boxed, mesh, layout.zero), parameter_shardings(boxed, mesh)
+    check_replication(boxed, cut, mesh, layout.zero)
     abstract = jax.eval_shape(lambda key: init_state(model, optimizer, key, with_ema), rng)
-    check_replication(abstract.params, params, mesh)
     by_path = {jax.tree_util.keystr(path): (leaf.shape, sharding) for (path, leaf), sharding in
-               zip(jax.tree_util.tree_leaves_with_path(abstract.params), jax.tree.leaves(params), strict=True)}
+               zip(jax.tree_util.tree_leaves_with_path(abstract.params), jax.tree.leaves(cut), strict=True)}
 
     def beside(path, leaf):
         name = jax.tree_util.keystr(path)
-        for suffix, (shape, sharding) in by_path.items():
-            if name.endswith(suffix) and leaf.shape == shape:
-                return sharding
-        return replicated(mesh)
+        found = [sharding for suffix, (shape, sharding) in by_path.items() if name.endswith(suffix) and leaf.shape == shape]
+        sharding = found[0] if found else replicated(mesh)
+        return sharding.with_memory_kind("pinned_host") if layout.offload == "optimizer" else sharding
 
     opt_state = jax.tree_util.tree_map_with_path(beside, abstract.opt_state)
-    return TrainState(replicated(mesh), params, opt_state, params if with_ema else None)
+    return Shardings(TrainState(replicated(mesh), params, opt_state, params if with_ema else None), cut)

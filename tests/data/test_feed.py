@@ -4,16 +4,15 @@ import functools
 import threading
 import time
 
-import jax
 import numpy as np
 import pytest
 
-from lm.data.feed import Feed, TrainingData, process_part
+from lm.data.feed import Feed, TrainingData, local_rows
 from lm.data.store import TokenStore
 from lm.data.tokenizers import ByteTokenizer
 from lm.errors import DataError
 from lm.objectives import causal
-from lm.parallel import batch_sharding, make_mesh
+from lm.parallel import AXES, batch_sharding, make_mesh
 
 BOS = ByteTokenizer.bos_id
 build = functools.partial(causal.build, bos_id=BOS)
@@ -50,15 +49,43 @@ def test_another_seed_gives_another_batch(data):
     assert not same(data.batch(0, build), other.batch(0, build))
 
 
-@pytest.mark.parametrize("parts", [1, 2, 4, 8])
-def test_the_parts_of_processes_are_the_whole_batch(data, parts, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: parts)
-    pieces = []
-    for index in range(parts):
-        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        pieces.append(data.batch(5, build, process_part(8)))
-    joined = {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
-    assert same(joined, data.batch(5, build))
+class OneProcess:
+    """The batch sharding of a mesh as one of several processes sees it, which has every `count`-th part of the devices."""
+
+    def __init__(self, mesh, index, count):
+        sharding, devices = batch_sharding(mesh), list(mesh.devices.flat)
+        mine = devices[index * len(devices) // count:(index + 1) * len(devices) // count]
+        everywhere = sharding.devices_indices_map((8, 16))
+        self.indices = {device: everywhere[device] for device in mine}
+
+    def addressable_devices_indices_map(self, shape):
+        assert shape == (8, 16)
+        return self.indices
+
+
+@pytest.mark.parametrize(("sizes", "count", "rows"), [
+    ({"replica": 8}, 4, 2), ({"replica": 2, "fsdp": 4}, 2, 4), ({"fsdp": 2, "context": 4}, 2, 4), ({"context": 8}, 4, 8),
+    ({"replica": 2, "tensor": 4}, 4, 4), ({"replica": 4, "stage": 2}, 8, 2),
+])
+def test_processes_make_the_rows_that_their_devices_hold(data, sizes, count, rows):
+    mesh = make_mesh(dict.fromkeys(AXES, 1) | sizes)
+    whole = data.batch(5, build)
+    for index in range(count):
+        mine = OneProcess(mesh, index, count)
+        made = local_rows(mine, (8, 16))
+        assert len(made) == rows
+        assert same(data.batch(5, build, made), {key: value[made] for key, value in whole.items()})
+        for part, *_ in mine.indices.values():
+            assert set(range(8)[part]) <= set(made.tolist())
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 2, "context": 4}, {"replica": 2, "tensor": 4}, {"replica": 4, "stage": 2}])
+def test_a_feed_lays_out_the_batch_of_any_mesh(data, sizes):
+    mesh = make_mesh(dict.fromkeys(AXES, 1) | sizes)
+    feed = Feed(lambda step, rows: data.batch(step, build, rows), 3, 5, batch_sharding(mesh), (8, 16), 2)
+    for step, batch in feed:
+        assert same({key: np.asarray(value) for key, value in batch.items()}, data.batch(step, build))
+        assert batch["tokens"].sharding == batch_sharding(mesh)
 
 
 def test_an_epoch_of_one_source_trains_on_every_token_once():
@@ -97,7 +124,7 @@ def test_text_shorter_than_a_row_is_refused():
 def feed_of(make, first=0, last=5, depth=2):
     """A feed of batches of 8 rows over 8 devices."""
     mesh = make_mesh({"replica": -1, "stage": 1, "fsdp": 1, "expert": 1, "context": 1, "tensor": 1})
-    return Feed(make, first, last, batch_sharding(mesh), depth)
+    return Feed(lambda step, rows: make(step), first, last, batch_sharding(mesh), (8, 2), depth)
 
 
 def numbered(step):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.layers.dense import Dropout, Embedding, Kernel, fused, matmul
+from lm.layers.dense import Embedding, Kernel, Matrix, dropout, matmul, project
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(2, 5, 8)).astype(np.float32)
@@ -33,14 +33,17 @@ def test_matmul_is_einsum_in_value_and_gradient():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_fused_is_one_product_per_kernel_in_value_and_gradient(count):
+def test_project_is_one_product_per_kernel_in_value_and_gradient(count):
     kernels = list(zip(KERNELS[:count], BIASES[:count], strict=True))
 
     def separately(x, kernels):
         return [jnp.einsum("btn,nm->btm", x, w) + (0 if b is None else b) for w, b in kernels]
 
-    close(fused(X, kernels), separately(X, kernels))
-    ours = jax.grad(lambda x, k: weighed(fused(x, k)), argnums=(0, 1))(X, kernels)
+    def joined(x, kernels):
+        return project(x, [Matrix(w, b, ("width", "ff")) for w, b in kernels], "batch", "time", "act_width")
+
+    close(joined(X, kernels), separately(X, kernels))
+    ours = jax.grad(lambda x, k: weighed(joined(x, k)), argnums=(0, 1))(X, kernels)
     close(ours, jax.grad(lambda x, k: weighed(separately(x, k)), argnums=(0, 1))(X, kernels))
 
 
@@ -57,7 +60,7 @@ def test_kernels_start_normal_with_deviation_by_their_inputs():
 
 def test_parameters_stay_float32_and_products_take_the_compute_type():
     params = {"kernel": KERNELS[0], "bias": BIASES[0]}
-    kernel, bias = Kernel(6, ("width", "ff"), bias=True).apply({"params": params}, 8, jnp.bfloat16)
+    kernel, bias, _ = Kernel(6, ("width", "ff"), bias=True).apply({"params": params}, 8, jnp.bfloat16)
     assert (kernel.dtype, bias.dtype) == (jnp.bfloat16, jnp.bfloat16)
     made = Embedding(4, 8).init(jax.random.key(0), jnp.zeros((1, 1), int), jnp.bfloat16)["params"]["embedding"].unbox()
     assert made.dtype == jnp.float32
@@ -71,8 +74,12 @@ def test_embedding_looks_rows_up_and_adds_gradients_of_repeated_ones():
     np.testing.assert_array_equal(gradient[:, 0], np.bincount(indices.ravel(), minlength=8))
 
 
+def noise_of(rows, seed=0):
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(rows))
+
+
 def dropped(rate, shared=(), seed=0, train=True, shape=(8, 30, 50)):
-    return np.asarray(Dropout(rate, shared).apply({}, jnp.ones(shape), train, rngs={"dropout": jax.random.key(seed)}))
+    return np.asarray(dropout(jnp.ones(shape), rate, noise_of(shape[0], seed) if train else None, 0, shared))
 
 
 def test_dropout_keeps_the_mean_and_drops_independently():
@@ -97,4 +104,11 @@ def test_dropout_is_a_function_of_its_key_and_off_outside_training():
     np.testing.assert_array_equal(dropped(0.5, seed=3), dropped(0.5, seed=3))
     assert (dropped(0.5, seed=3) != dropped(0.5, seed=4)).any()
     np.testing.assert_array_equal(dropped(0.5, train=False), 1.0)
-    np.testing.assert_array_equal(Dropout(0.0).apply({}, X, True), X)  # needs no key
+    np.testing.assert_array_equal(dropout(X, 0.0, None, 0), X)  # needs no key
+
+
+def test_a_mask_follows_its_row_and_its_place():
+    x, noise = jnp.ones((6, 5, 7)), noise_of(6)
+    whole = dropout(x, 0.5, noise, 3)
+    np.testing.assert_array_equal(dropout(x[2:4], 0.5, noise[2:4], 3), whole[2:4])
+    assert (np.asarray(dropout(x, 0.5, noise, 4)) != np.asarray(whole)).any()

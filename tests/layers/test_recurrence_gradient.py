@@ -14,15 +14,14 @@ def arguments(cell):
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     state = tuple(draw(BATCH, WIDTH) for _ in empty_state(cell, BATCH, WIDTH))
-    gates = GATES[cell] * WIDTH
-    return state, draw(TIME, BATCH, gates), draw(WIDTH, gates) / 2, draw(WIDTH) if cell == "gru" else None
+    return state, draw(TIME, BATCH, GATES[cell], WIDTH), draw(WIDTH, GATES[cell] * WIDTH) / 2, draw(WIDTH) if cell == "gru" else None
 
 
 def plain(cell, state, projected, keep, recurrent, bias):
     outputs = []
     for now in range(TIME):
         before = tuple(part * keep[now] for part in state)
-        state = STEPS[cell](before, projected[now], before[0] @ recurrent, bias)
+        state = STEPS[cell](before, projected[now], (before[0] @ recurrent).reshape(BATCH, -1, WIDTH), bias)
         outputs.append(state[0])
     return state, jnp.stack(outputs)
 

@@ -72,7 +72,7 @@ class Lookup:
         rng = np.random.default_rng(0)
         self.params = {"table": rng.normal(size=(19, 6)).astype(np.float32), "matrix": rng.normal(size=(6, 19)).astype(np.float32)}
 
-    def apply(self, params, batch, *, train=False, dropout_rng=None):
+    def apply(self, params, batch, noise=None):
         return params["table"][batch["tokens"]]
 
     def unembedding(self, params):

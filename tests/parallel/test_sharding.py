@@ -6,12 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lm import config, models
 from lm.errors import ConfigError
-from lm.parallel import AXES, batch_sharding, check_replication, constrain, make_mesh, parameter_shardings
-from lm.parallel.sharding import RULES, partition_spec
+from lm.parallel import AXES, batch_sharding, check_replication, constrain, gathered, make_mesh, parameter_shardings
+from lm.parallel.sharding import RULES, partition_spec, table
 
 
 def mesh_of(**changes):
@@ -50,8 +50,11 @@ def test_a_parameter_without_logical_axes_is_an_error():
 
 
 def test_every_rule_names_axes_of_the_mesh():
-    assert {axis for axes in RULES.values() for axis in axes} <= set(AXES)
-    assert partition_spec(("batch", "time", None, "width")) == PartitionSpec(("replica", "fsdp"), None, None, "fsdp")
+    assert {axis for axes in RULES.values() for axis in axes} == set(AXES)
+    assert partition_spec(("batch", "residual_time", None, "width")) == PartitionSpec(
+        ("replica", "fsdp", "expert"), ("context", "tensor"), None, "fsdp")
+    assert table(1)["width"] == () and {name: axes for name, axes in table(1).items() if name != "width"} == {
+        name: axes for name, axes in RULES.items() if name != "width"}
 
 
 def test_constrain_wants_a_name_for_every_axis():
@@ -70,11 +73,17 @@ def constraints(jaxpr):
     return count
 
 
-# The embedding, and in a layer: query, key, value, the feed-forward units and the layer's output. A scan has its layer once.
-# In a recurrent layer: its recurrent matrix and its output.
+# An embedding: its table and its result. A layer: six matrices, the inputs of its four products, queries, keys, values and units, the
+# outputs of attention and feed-forward, and its result; a scan has it once. A recurrent layer: two matrices twice (gathered, gates
+# apart), the projected inputs, the state in the scan, and its result.
+BLOCK, RECURRENCE = 6 + 4 + 4 + 2 + 1, 2 * 2 + 1 + 1 + 1
+
+
 @pytest.mark.parametrize(("changes", "expected"), [
-    ({"scan_layers": False}, 1 + 3 * 5), ({"scan_layers": True}, 1 + 5), ({"scan_layers": False, "positions": "learned"}, 2 + 3 * 5),
-    ({"scan_layers": True, "remat": "full"}, 1 + 5), ({"name": "lstm"}, 1 + 3 * 2),
+    ({"scan_layers": False}, 2 + 3 * BLOCK), ({"scan_layers": True}, 2 + BLOCK),
+    ({"scan_layers": False, "positions": "learned"}, 4 + 3 * BLOCK),
+    ({"scan_layers": True, "remat": "full"}, 2 + BLOCK),
+    ({"name": "lstm"}, 2 + 3 * RECURRENCE),
 ])
 def test_constraints_are_in_the_forward_pass_under_a_mesh_and_only_there(changes, expected):
     model = model_of(**changes)
@@ -95,29 +104,74 @@ def test_a_constraint_lays_the_batch_out_over_the_devices():
     assert jax.device_put(jnp.ones((8, 3)), batch_sharding(mesh_of(fsdp=8))).addressable_shards[0].data.shape == (1, 3)
 
 
-@named
-def test_every_matrix_is_cut_in_eight_on_an_fsdp_mesh(changes):
-    model, mesh = model_of(**changes), mesh_of(fsdp=8)
-    shardings = parameter_shardings(jax.eval_shape(model.init_boxed, jax.random.key(0)), mesh)
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    assert jax.tree.structure(shardings) == jax.tree.structure(params)
-    for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), strict=True):
-        vector = path[-1].key in ("scale", "bias", "recurrent_bias")
-        assert math.prod(sharding.shard_shape(leaf.shape)) == leaf.size // (1 if vector else 8), jax.tree_util.keystr(path)
-    check_replication(params, shardings, mesh)
+def laid_out(changes, mesh, zero=3):
+    """(boxed abstract parameters, their shardings)."""
+    boxed = jax.eval_shape(model_of(**changes).init_boxed, jax.random.key(0))
+    return boxed, parameter_shardings(boxed, mesh, zero)
+
+
+def parts(boxed, shardings):
+    """{path: (last name, devices that share a parameter)}."""
+    leaves = zip(jax.tree_util.tree_leaves_with_path(nn.meta.unbox(boxed)), jax.tree.leaves(shardings), strict=True)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): (path[-1].key, leaf.size // math.prod(sharding.shard_shape(leaf.shape)))
+            for (path, leaf), sharding in leaves}
 
 
 @named
-def test_a_replica_mesh_copies_everything_and_is_not_refused(changes):
-    model, mesh = model_of(**changes), mesh_of(replica=8)
-    shardings = parameter_shardings(jax.eval_shape(model.init_boxed, jax.random.key(0)), mesh)
+@pytest.mark.parametrize(("sizes", "cuts"), [({"fsdp": 8}, 8), ({"fsdp": 2, "tensor": 2, "replica": 2}, 4),
+                                             ({"tensor": 2, "replica": 4}, 2)], ids=["fsdp", "fsdp-tensor", "tensor"])
+def test_every_matrix_is_cut_by_the_axes_that_claim_to(changes, sizes, cuts):
+    mesh = mesh_of(**sizes)
+    boxed, shardings = laid_out(changes, mesh)
+    for path, (name, count) in parts(boxed, shardings).items():
+        assert count == cuts or name in ("scale", "bias", "recurrent_bias"), path
+    check_replication(boxed, shardings, mesh)
+
+
+@named
+@pytest.mark.parametrize(("sizes", "zero"), [({"replica": 8}, 3), ({"fsdp": 8}, 1)], ids=["replica", "zero1"])
+def test_layouts_that_copy_parameters_copy_all_and_are_not_refused(changes, sizes, zero):
+    mesh = mesh_of(**sizes)
+    boxed, shardings = laid_out(changes, mesh, zero)
     assert all(sharding.is_fully_replicated for sharding in jax.tree.leaves(shardings))
-    check_replication(jax.eval_shape(model.init, jax.random.key(0)), shardings, mesh)
+    check_replication(boxed, laid_out(changes, mesh)[1], mesh, zero)
 
 
-@pytest.mark.parametrize(("changes", "named"), [({"width": 60}, "layers/feed_forward/"), ({"name": "lstm", "width": 60}, "layer_0/")])
-def test_a_width_that_fsdp_does_not_divide_is_refused_with_the_largest_parameter(changes, named):
-    model, mesh = model_of(**changes), mesh_of(fsdp=8)
-    shardings = parameter_shardings(jax.eval_shape(model.init_boxed, jax.random.key(0)), mesh)
-    with pytest.raises(ConfigError, match=rf"mesh.fsdp=8 leaves 100.0% of the parameter bytes on every device \(largest: {named}"):
-        check_replication(jax.eval_shape(model.init, jax.random.key(0)), shardings, mesh)
+def test_a_stage_has_its_layers_alone():
+    boxed, shardings = laid_out({"layers": 4}, mesh_of(stage=4, replica=2))
+    assert {count for path, (_, count) in parts(boxed, shardings).items() if path.startswith("layers/")} == {4}
+
+
+def test_an_axis_that_does_not_divide_its_dimension_cuts_another_of_the_same_array():
+    mesh = mesh_of(tensor=4, fsdp=2)
+    boxed = {"embedding": nn.LogicallyPartitioned(jax.ShapeDtypeStruct((259, 64), jnp.float32), ("vocab", "width"))}
+    sharding = parameter_shardings(boxed, mesh)["embedding"]
+    assert sharding.spec == PartitionSpec(None, ("fsdp", "tensor"))
+    check_replication(boxed, {"embedding": sharding}, mesh)
+
+
+LEFT = r"mesh.{}=8 leaves [\d.]+% of the parameter bytes on every device \(largest: {}"
+
+
+@pytest.mark.parametrize(("changes", "sizes", "message"), [
+    ({"width": 60, "ff_width": 90, "heads": 3}, {"fsdp": 8}, LEFT.format("fsdp", "layers/")),
+    ({"name": "lstm", "width": 15}, {"fsdp": 8}, LEFT.format("fsdp", "layer_0/")),
+    ({"layers": 3}, {"stage": 8}, LEFT.format("stage", "layers/feed_forward")),
+])
+def test_sizes_that_an_axis_does_not_divide_are_refused_with_the_largest_parameter(changes, sizes, message):
+    mesh = mesh_of(**sizes)
+    with pytest.raises(ConfigError, match=message):
+        check_replication(*laid_out(changes, mesh), mesh)
+    with pytest.raises(ConfigError, match=message.replace("parameter", "optimizer")):
+        check_replication(*laid_out(changes, mesh), mesh, zero=1)
+
+
+def test_the_gradient_of_a_gathered_parameter_lies_as_the_parameter_does():
+    mesh = mesh_of(fsdp=8)
+    with jax.set_mesh(mesh):
+        def product(kernel, x):
+            return jnp.sum(constrain(x, "batch", "act_width") @ gathered(kernel, "width", "ff"))
+
+        kernel = jax.device_put(jnp.ones((16, 24)), NamedSharding(mesh, PartitionSpec("fsdp")))
+        gradient = jax.jit(jax.grad(product))(kernel, jnp.ones((8, 16)))
+    assert gradient.sharding.spec == PartitionSpec("fsdp") and (gradient == 8).all()

@@ -1,0 +1,92 @@
+"""How a run lies on its mesh beyond the sizes of the axes: what layers are told, and which combinations can work at all."""
+
+import math
+from typing import NamedTuple
+
+from lm.config.schema import TRANSFORMERS
+from lm.errors import ConfigError
+from lm.parallel.pipeline import bubble
+
+
+class Layout(NamedTuple):
+    """What layers need to know: how devices with stretches of a row meet (ring or all_gather), and the pipeline's schedule."""
+
+    context: str = "ring"
+    microbatches: int = 1
+    repeats: int = 1
+
+    @classmethod
+    def of(cls, layout, sizes: dict[str, int]) -> "Layout":
+        """From the config's section and the sizes of the mesh; micro-batches left at 0 are as many as there are stages."""
+        return cls(layout.context, layout.microbatches or sizes["stage"], layout.repeats)
+
+
+def row_multiple(sizes: dict[str, int], layout: Layout) -> int:
+    """What the rows of a batch must be a multiple of: devices that split them, times the pipeline's micro-batches."""
+    return sizes["replica"] * sizes["fsdp"] * sizes["expert"] * (layout.microbatches if sizes["stage"] > 1 else 1)
+
+
+def describe(sizes: dict[str, int], layout: Layout, zero: int) -> str:
+    """One line for a person: the axes above 1 and what they do."""
+    parts = [f"{axis} {size}" for axis, size in sizes.items() if size > 1]
+    notes = []
+    if sizes["fsdp"] > 1 and zero == 1:
+        notes.append("ZeRO-1")
+    if sizes["context"] > 1:
+        notes.append(f"{layout.context} attention")
+    if sizes["stage"] > 1:
+        share = bubble(sizes["stage"], layout.microbatches, layout.repeats)
+        notes.append(f"{'GPipe' if layout.repeats == 1 else f'circular x{layout.repeats}'}, {layout.microbatches} micro-batches, "
+                     f"bubble {share:.0%}")
+    return " x ".join(parts or ["1 device"]) + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def check(config, sizes: dict[str, int]):
+    """ConfigError with the reason when a config cannot run on a mesh of these sizes."""
+    layout = Layout.of(config.layout, sizes)
+    if sizes["expert"] > 1:
+        raise ConfigError(f"mesh.expert={sizes['expert']} needs a model with experts, and model.name={config.model.name} has none: "
+                          "set it to 1")
+    if config.model.name in TRANSFORMERS:
+        _check_transformer(config, sizes, layout)
+    else:
+        _check_recurrent(config, sizes)
+    multiple = row_multiple(sizes, layout) * config.train.accumulate
+    if config.data.global_batch % multiple:
+        raise ConfigError(f"data.global_batch={config.data.global_batch} is not a multiple of {multiple} (mesh.replica x "
+                          f"mesh.fsdp x train.accumulate{' x layout.microbatches' if sizes['stage'] > 1 else ''} "
+                          f"on {math.prod(sizes.values())} devices)")
+
+
+def _check_recurrent(config, sizes):
+    name = config.model.name
+    if sizes["context"] > 1:
+        raise ConfigError(f"mesh.context={sizes['context']} cuts rows in time, but model.name={name} goes through time step by step: "
+                          "use mesh.replica, mesh.fsdp or mesh.tensor")
+    if sizes["stage"] > 1:
+        raise ConfigError(f"mesh.stage={sizes['stage']} needs a stack of equal layers, which model.name={name} does not have: "
+                          "use mesh.replica, mesh.fsdp or mesh.tensor")
+    _divides("mesh.tensor", sizes["tensor"], {"model.width": config.model.width})
+
+
+def _check_transformer(config, sizes, layout):
+    model, tensor, context, stages = config.model, sizes["tensor"], sizes["context"], sizes["stage"]
+    heads = {"model.heads": model.heads} | ({"model.kv_heads": model.kv_heads} if model.kv_heads else {})
+    _divides("mesh.tensor", tensor, heads)
+    _divides("mesh.tensor x mesh.context", tensor * context, {"data.context": config.data.context})
+    if context > 1 and layout.context == "ring":
+        _divides("2 x mesh.context (the ring gives each device two stretches)", 2 * context, {"data.context": config.data.context})
+    if stages == 1:
+        return
+    if not model.scan_layers:
+        raise ConfigError(f"mesh.stage={stages} needs the layers in one stack: set model.scan_layers=true")
+    _divides("mesh.stage x layout.repeats", stages * layout.repeats, {"model.layers": model.layers})
+    if layout.repeats > 1 and layout.microbatches < stages:
+        raise ConfigError(f"layout.repeats={layout.repeats} needs at least mesh.stage={stages} micro-batches, not "
+                          f"layout.microbatches={layout.microbatches}: a stage would wait for its own output")
+
+
+def _divides(what, number, values):
+    for name, value in values.items():
+        if value % number:
+            raise ConfigError(f"{name}={value} is not a multiple of {what} = {number}: change one of them")

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Sourced by the launchers: errors in one line, a quoting that a shell reads back, calls that --dry-run prints instead.
+# They run on a laptop too, so nothing here needs more than the bash 3.2 of macOS.
+
+program="scripts/launch/$(basename "$0")"
+dry_run=
+exec 3>&1 # where --dry-run prints, also from within $(...)
+
+say() { echo "$*" >&2; }
+fail() { say "error: $*"; exit 1; }
+bad() { say "error: $* ($program --help lists them)"; exit 2; }
+
+# The comment at the top of the launcher.
+help() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
+
+# quote WORD...: one line that any POSIX shell reads back as the same words. Unlike printf %q it stays readable when a quoted
+# line is quoted again, as it is on its way through `gcloud ... ssh --command`.
+quote() {
+    local word space="" mark="'\\''"
+    for word in "$@"; do
+        case "$word" in
+            "" | *[!A-Za-z0-9_./:=@%+,-]*) word="'${word//\'/"$mark"}'" ;;
+        esac
+        printf '%s%s' "$space" "$word"
+        space=" "
+    done
+}
+
+# call WORD...: runs a command, or prints it under --dry-run. Whatever leaves this machine goes through here.
+call() {
+    if [ -n "$dry_run" ]; then
+        quote "$@" >&3
+        echo >&3
+    else
+        "$@"
+    fi
+}
+
+# check FLAG VALUE PATTERN WHAT: the value is there and of its form.
+check() {
+    [ -n "$2" ] || bad "$1 is missing: give $4"
+    [[ "$2" =~ ^($3)$ ]] || bad "$1=$2 is not allowed: give $4"
+}
