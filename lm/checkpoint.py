@@ -5,21 +5,26 @@ warning, and the one before is used.
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
 import pathlib
+import re
 import warnings
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep_policies
 
-from lm.errors import CheckpointError
+from lm.errors import CheckpointError, writing
 from lm.parallel import processes
 
 CHECKSUMS = "checksums.json"
-# What Orbax, TensorStore and the file system raise over files that are damaged or gone.
-_DAMAGE = (ValueError, OSError, KeyError, TypeError)
+# What Orbax, TensorStore and the file system raise over files that are damaged, gone or not to be had now.
+_TROUBLE = (ValueError, OSError, KeyError, TypeError)
+# Errors of the file system that say that a file is gone. All others (no permission, a disk or a server that does not answer) may pass,
+# and the file may be good.
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +46,12 @@ class Checkpoints:
             self._manager = None
             return
         policies = [keep_policies.LatestN(keep)] + ([keep_policies.EveryNSteps(keep_every)] if keep_every else [])
-        self.directory.mkdir(parents=True, exist_ok=True)
-        options = ocp.CheckpointManagerOptions(preservation_policy=keep_policies.AnyPreservationPolicy(policies))
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        # What a killed or failed save has left is of no use, and would fill the disk in time.
+        policy = keep_policies.AnyPreservationPolicy(policies)
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+        with writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, rising."""
@@ -58,7 +66,7 @@ class Checkpoints:
         meta = meta | {"step": step, "manifest": {name: manifest(tree) for name, tree in items.items()}}
         try:
             self._manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)), force=True)
-        except _DAMAGE as error:  # of this save, or of the one before, for which Orbax waits here
+        except _TROUBLE as error:  # of this save, or of the one before, for which Orbax waits here
             raise _failed(step, self.directory, error) from error
 
     def check(self):
@@ -68,20 +76,25 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()  # does not wait: it raises what the thread that is done met, check_for_errors would not
             self._manager.check_for_errors()
-        except _DAMAGE as error:
+        except _TROUBLE as error:
+            raise _failed(None, self.directory, error) from error
+        self._seal()
+
+    def wait(self):
+        """Returns when the last save is on disk and sealed; CheckpointError when it failed."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except _TROUBLE as error:
             raise _failed(None, self.directory, error) from error
         self._seal()
 
     def close(self):
-        """Waits for the last save."""
+        """Waits for the last save and ends."""
         try:
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
-        except _DAMAGE as error:
-            raise _failed(None, self.directory, error) from error
+            self.wait()
         finally:
             self._manager.close()
-        self._seal()
 
     def restore(self, abstract: dict, step: int | None = None) -> Restored | None:
         """Items named in `abstract` (trees of ShapeDtypeStruct with shardings) and the meta of a step, or of the latest good one.
@@ -92,10 +105,10 @@ class Checkpoints:
         if step is not None and step not in steps:
             raise CheckpointError(f"{self.directory} has no checkpoint of step {step}: it has {', '.join(map(str, steps)) or 'none'}")
         for candidate in [step] if step is not None else reversed(steps):
-            restored, problem = self._attempt(candidate, abstract)
-            if not problem:
+            restored, damage = self._attempt(candidate, abstract)
+            if not damage:
                 return restored
-            problem = f"checkpoint {self.directory / str(candidate)} is damaged ({problem})"
+            problem = f"checkpoint {self.directory / str(candidate)} is damaged ({damage})"
             if step is not None:
                 raise CheckpointError(f"{problem}: use another of the steps {', '.join(map(str, steps))}")
             if processes.is_first():
@@ -106,14 +119,20 @@ class Checkpoints:
         return None
 
     def _attempt(self, step, abstract) -> tuple[Restored | None, str]:
-        """(a checkpoint, "") or (None, what is wrong with it): a failure in one process is one in all."""
-        problem = processes.first("verified checkpoint", lambda: _problem_of(lambda: self._verify(step)))
-        if problem:
-            return None, problem
-        read = []
-        problem = _problem_of(lambda: read.append(self._read(step, abstract)))
-        problems = [each for each in processes.gather("read checkpoint", problem, None) if each]
-        return (None, problems[0]) if problems else (read[0], "")
+        """(a checkpoint, "") or (None, how it is damaged): what one process meets is so in all. CheckpointError when it may be good."""
+        sealed = (self.directory / str(step) / CHECKSUMS).exists()  # if not, it was killed before: reading it is the only check
+        trouble = processes.first("verified checkpoint", lambda: _trouble_in(lambda: self._verify(step)) if sealed else [])
+        if not trouble:
+            read = []
+            met = processes.gather("read checkpoint", _trouble_in(lambda: read.append(self._read(step, abstract)), sealed), None)
+            trouble = next((each for each in met if each), [])
+            if not trouble:
+                return read[0], ""
+        kind, text = trouble
+        if kind == "damaged":
+            return None, text
+        raise CheckpointError(f"checkpoint {self.directory / str(step)} cannot be read ({text}), though nothing shows that it is damaged: "
+                              "try again, or move its folder away to go on from the one before")
 
     def _read(self, step, abstract):
         # Each process reads what it needs by itself: where one fails the others do not wait for it inside Orbax.
@@ -139,13 +158,12 @@ class Checkpoints:
         for step in self.steps():
             folder = self.directory / str(step)
             if not (folder / CHECKSUMS).exists():
-                (folder / f"{CHECKSUMS}.tmp").write_text(json.dumps(checksums(folder)))
-                (folder / f"{CHECKSUMS}.tmp").rename(folder / CHECKSUMS)
+                with writing(folder / CHECKSUMS):
+                    (folder / f"{CHECKSUMS}.tmp").write_text(json.dumps(checksums(folder)))
+                    (folder / f"{CHECKSUMS}.tmp").rename(folder / CHECKSUMS)
 
     def _verify(self, step):
         folder = self.directory / str(step)
-        if not (folder / CHECKSUMS).exists():  # killed between the save and its sealing: reading it is the only check
-            return
         wanted, found = json.loads((folder / CHECKSUMS).read_text()), checksums(folder)
         for name in wanted:
             if found.get(name) != wanted[name]:
@@ -163,16 +181,24 @@ class Checkpoints:
         while target.exists():
             number += 1
             target = self.directory / f"damaged-{step}-{number}"
-        (self.directory / str(step)).rename(target)
+        with writing(target):
+            (self.directory / str(step)).rename(target)
 
 
-def _problem_of(act) -> str:
-    """What damage `act` meets, in a line, or ""."""
+def _trouble_in(read, verified: bool = False) -> list[str]:
+    """["damaged" or "unreadable", a line] over what `read` raises, or []. What was verified is not damaged, whatever it raises."""
     try:
-        act()
-    except _DAMAGE as error:
-        return _one_line(error)
-    return ""
+        read()
+    except _TROUBLE as error:
+        return ["unreadable" if verified or not _shows_damage(error) else "damaged", _one_line(error)]
+    return []
+
+
+def _shows_damage(error) -> bool:
+    number = error.errno if isinstance(error, OSError) else None
+    told = re.search(r"OS error (\d+)", str(error))  # as TensorStore does, in a ValueError
+    number = int(told[1]) if told else number
+    return number is None or number in _GONE
 
 
 def manifest(tree) -> dict[str, list]:

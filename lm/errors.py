@@ -1,5 +1,8 @@
 """The two kinds of error a user can cause or meet; scripts turn them into one line and an exit code."""
 
+import contextlib
+import os
+
 
 class LmError(Exception):
     """Something failed that the user can understand and mend (exit code 1)."""
@@ -23,3 +26,17 @@ class NonFiniteError(LmError):
 
 class ProcessError(LmError):
     """A process of a job is missing, gone, stuck or not like the others (exit code 1)."""
+
+
+class DiskError(LmError):
+    """A work directory that cannot be written, because the disk is full or read-only (exit code 1)."""
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Turns what the disk says while `path` is written into one line that names the fix."""
+    try:
+        yield
+    except OSError as error:
+        why = os.strerror(error.errno).lower() if error.errno else str(error)
+        raise DiskError(f"cannot write {path} ({why}): free space or mend the folder, then run the same command again") from error

@@ -7,7 +7,7 @@ the raw UTF-8 bytes of the text, so that tokenizers compare; the end of each doc
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -62,8 +62,8 @@ class Evaluator:
             ends = (score_from + self.stride)[:, None]
             yield rows._replace(scored=rows.scored & (starts[:, None] + np.arange(self.context) < ends))
 
-    def __call__(self, params, stores: list[TokenStore], max_tokens: int = 0) -> dict:
-        """The evaluation of some stores together; see `summary` for its keys."""
+    def __call__(self, params, stores: list[TokenStore], max_tokens: int = 0, beat: Callable[[], None] = lambda: None) -> dict:
+        """The evaluation of some stores together; see `summary` for its keys. `beat` is called after each batch."""
         totals = []
         for store in stores:
             documents = whole_documents(store, max_tokens)
@@ -72,6 +72,7 @@ class Evaluator:
                 batch = causal.build(rows, self.bos_id)
                 put = {key: jax.make_array_from_callback(value.shape, self._sharding, value.__getitem__) for key, value in batch.items()}
                 sums.add(rows, np.asarray(self._score(params, put)))
+                beat()
             totals.append((store, documents, sums))
         return self._summary(totals)
 

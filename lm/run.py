@@ -17,7 +17,7 @@ from lm import config as configs
 from lm import models
 from lm.checkpoint import Checkpoints
 from lm.data.tokenizers import Tokenizer, load_tokenizer
-from lm.errors import CheckpointError, ConfigError
+from lm.errors import CheckpointError, ConfigError, writing
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy", "sentencepiece")
 
@@ -66,10 +66,11 @@ def start(workdir: pathlib.Path, given, resolved, data_fingerprint: str, tokeniz
     """
     file = workdir / "config.json"
     note = _check_same(workdir, json.loads(file.read_text()), given, data_fingerprint) if file.exists() else ""
-    tokenizer.save(workdir / "tokenizer")
-    _write_json(file, {"config": configs.to_json(resolved), "given": configs.to_json(given), "hash": configs.fingerprint(resolved),
-                       "data": data_fingerprint})
-    _write_json(workdir / "environment.json", environment())
+    with writing(workdir):
+        tokenizer.save(workdir / "tokenizer")
+        _write_json(file, {"config": configs.to_json(resolved), "given": configs.to_json(given), "hash": configs.fingerprint(resolved),
+                           "data": data_fingerprint})
+        _write_json(workdir / "environment.json", environment())
     return note
 
 
@@ -89,8 +90,9 @@ def _check_same(workdir, stored, given, data_fingerprint) -> str:
 
 def lock(workdir: pathlib.Path):
     """An open file whose lock says that this process trains in the work directory; keep it open. ConfigError when taken."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    file = open(workdir / "lock", "w")  # noqa: SIM115 - held until the process ends, however it ends
+    with writing(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(workdir / "lock", "w")  # noqa: SIM115 - held until the process ends, however it ends
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

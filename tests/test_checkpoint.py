@@ -253,6 +253,9 @@ def test_what_a_killed_save_leaves_is_no_checkpoint(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert checkpoints.restore({"params": abstract()}).step == 1
+    checkpoints.close()
+    write(tmp_path, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"], "it would fill the disk in time"
 
 
 @pytest.fixture

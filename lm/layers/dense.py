@@ -5,8 +5,10 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from lm.parallel import constrain, extent, gathered, gathers
+from lm.parallel.sharding import RULES, dividing, partition_spec
 
 
 def matmul(x, kernel):
@@ -87,8 +89,33 @@ class Embedding(nn.Module):
         """indices [B, T] to [B, T, D], whose time lies along the logical axis `time`."""
         table = self.param("embedding", nn.with_logical_partitioning(nn.initializers.normal(self.std), self.axes),
                            (self.rows, self.width), jnp.float32)
-        rows = jnp.take(gathered(table, *self.axes), indices, axis=0).astype(dtype)
-        return constrain(rows, "batch", self.time, "act_width")
+        alone = self.is_initializing() or extent("batch", self.time, *self.axes) == 1
+        rows = jnp.take(table, indices, axis=0) if alone else sharded_lookup(table, indices, self.axes, self.time)
+        return constrain(rows.astype(dtype), "batch", self.time, "act_width")
+
+
+def sharded_lookup(table, indices, axes: tuple[str, str], time: str):
+    """Rows [B, T, D] of a table [V, D] that is cut over devices: each gathers its width, and looks up what is in its part of the rows.
+
+    Written out, since the compiler's own way to the gradient of a lookup gathers the whole batch on every device.
+    """
+    own, width = dividing(axes[0], table.shape[0]), dividing(axes[1], table.shape[1])
+    residual = time == "residual_time"
+    stretch = "time" if residual else time  # as the indices come
+    spread = tuple(axis for axis in (*RULES["batch"], *RULES[stretch]) if axis not in own + width)
+
+    def local(table, indices):
+        table = jax.lax.pcast(table, spread, to="varying")
+        table = jax.lax.all_gather(table, width, axis=1, tiled=True) if width else table
+        if not own:
+            return jnp.take(table, indices, axis=0)
+        indices = indices - jax.lax.axis_index(own) * table.shape[0]
+        here = (indices >= 0) & (indices < table.shape[0])
+        rows = jnp.where(here[..., None], jnp.take(table, jnp.where(here, indices, 0), axis=0), 0)
+        return jax.lax.psum_scatter(rows, own, scatter_dimension=1, tiled=True) if residual else jax.lax.psum(rows, own)
+
+    specs = PartitionSpec(own or None, width or None), partition_spec(("batch", stretch))
+    return jax.shard_map(local, in_specs=specs, out_specs=partition_spec(("batch", time if own else stretch, None)))(table, indices)
 
 
 class Unembedding(nn.Module):

@@ -5,7 +5,7 @@ import math
 import os
 import pathlib
 
-from lm.errors import ConfigError
+from lm.errors import ConfigError, writing
 
 
 class Writers:
@@ -16,13 +16,15 @@ class Writers:
         self._active = active
         if not active:
             return
-        _drop_after(self.path, resume_step)
-        self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - lives as long as the run
         self._board = self._wandb = None
+        with writing(self.path):
+            _drop_after(self.path, resume_step)
+            self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - lives as long as the run
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
+            with writing(workdir / "tensorboard"):
+                self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
         if wandb_project:
             self._wandb = _start_wandb(wandb_project, workdir, config)
 
@@ -31,7 +33,8 @@ class Writers:
         if not self._active:
             return
         line = _finite(line)
-        self._file.write(json.dumps(line) + "\n")
+        with writing(self.path):
+            self._file.write(json.dumps(line) + "\n")
         numbers = {f"{line['kind']}/{k}": v for k, v in line.items() if isinstance(v, (int, float)) and k != "step"}
         if self._board:
             for name, value in numbers.items():
@@ -43,11 +46,15 @@ class Writers:
         """Flushes everything to disk."""
         if not self._active:
             return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with writing(self.path):
+            try:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            finally:
+                self._file.close()
         if self._board:
-            self._board.close()
+            with writing(self._board.logdir):
+                self._board.close()
         if self._wandb:
             self._wandb.finish()
 

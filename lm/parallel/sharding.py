@@ -67,6 +67,12 @@ def extent(*names: str) -> int:
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)
 
 
+def dividing(name: str, size: int) -> tuple[str, ...]:
+    """The mesh axes above 1 that cut an axis of this logical name and size; none when they do not divide it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return () if size % extent(name) else tuple(axis for axis in RULES[name] if mesh.shape[axis] > 1)
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """x with its axes laid out by the table, under `jax.set_mesh`; without a mesh, x itself."""
     if len(names) != x.ndim:

@@ -2,7 +2,6 @@
 
 import contextlib
 import pathlib
-import signal
 import sys
 import time
 
@@ -23,6 +22,7 @@ from lm.parallel.pipeline import bubble
 from lm.parallel.watchdog import Watchdog
 from lm.train.job import Job, set_up
 from lm.train.progress import Progress
+from lm.train.stop import Signals, Stopped
 
 MOST_NAMED_DOCUMENTS = 20
 
@@ -33,18 +33,31 @@ def train(config, workdir: str | pathlib.Path) -> dict:
     Of several processes all call it; the first alone holds the lock, prepares data before the others do, and writes.
     """
     workdir = pathlib.Path(workdir)
-    with run.lock(workdir) if processes.is_first() else contextlib.nullcontext():
-        processes.check_shared(workdir)
-        clock = Clock()
-        with clock("prepare"):
-            job = processes.first_then_all("prepared data", lambda: _set_up(config, workdir))
-            processes.same("text or tokenizer", job.prepared.fingerprint, "give all of them the same files in data.source")
-            prepared = job.prepared
-            note = processes.first("start", lambda: run.start(workdir, config, job.config, prepared.fingerprint, prepared.tokenizer))
-        if note and processes.is_first():
-            print(f"note: {note}", file=sys.stderr)
-        with Loop(job, clock) as loop:
-            return loop.run()
+    # The handlers stay until the lock is free, and so until the last save is on disk: a second SIGTERM must not cut it short.
+    with Signals() as signals, run.lock(workdir) if processes.is_first() else contextlib.nullcontext():
+        try:
+            job, clock = _start(config, workdir)
+            with Loop(job, clock, signals) as loop:
+                return loop.run()
+        except Stopped as signal_name:
+            print(f"{signal_name} before the first step: there is nothing to save; start again with the same command", file=sys.stderr)
+            steps = Checkpoints(workdir / "checkpoints", read_only=True).steps()
+            return {"step": steps[-1] if steps else 0, "loss": None, "tokens": None, "tokens_per_second": None, "mfu": None,
+                    "workdir": str(workdir)}
+
+
+def _start(config, workdir) -> tuple[Job, Clock]:
+    """Prepares data and sets the run up; all processes agree on it."""
+    processes.check_shared(workdir)
+    clock = Clock()
+    with clock("prepare"):
+        job = processes.first_then_all("prepared data", lambda: _set_up(config, workdir))
+        processes.same("text or tokenizer", job.prepared.fingerprint, "give all of them the same files in data.source")
+        prepared = job.prepared
+        note = processes.first("start", lambda: run.start(workdir, config, job.config, prepared.fingerprint, prepared.tokenizer))
+    if note and processes.is_first():
+        print(f"note: {note}", file=sys.stderr)
+    return job, clock
 
 
 def _set_up(config, workdir) -> Job:
@@ -54,22 +67,11 @@ def _set_up(config, workdir) -> Job:
     return job
 
 
-class _WatchedEvaluator(Evaluator):
-    """Beats at every batch."""
-
-    beat = staticmethod(lambda: None)
-
-    def rows(self, store, stop):
-        for rows in super().rows(store, stop):
-            self.beat()
-            yield rows
-
-
 class Loop(contextlib.AbstractContextManager):
     """One process's training of a job, from its latest checkpoint to its last step."""
 
-    def __init__(self, job: Job, clock: Clock):
-        self.job, self.config, self.clock = job, job.config, clock
+    def __init__(self, job: Job, clock: Clock, signals: Signals):
+        self.job, self.config, self.clock, self._signals = job, job.config, clock, signals
         keep = job.config.checkpoint
         self.checkpoints = Checkpoints(job.workdir / "checkpoints", keep.keep, keep.keep_every)
         with clock("checkpoint"):
@@ -86,7 +88,6 @@ class Loop(contextlib.AbstractContextManager):
         processes.advise(self._advice)
         self._pending: list[tuple[int, dict]] = []
         self._evaluator = self._saved = None
-        self._stop = ""  # the signal that asked for the end
         self._start = time.perf_counter()
 
     def run(self) -> dict:
@@ -103,11 +104,12 @@ class Loop(contextlib.AbstractContextManager):
             with self.clock("compile"):
                 step = self.job.compile_step()
                 self.state = self.state or self.job.initial_state()
+            self._signals.start_loop()
             data = self.config.data
             feed = Feed(lambda index, rows: self.job.data.batch(index, self.job.build, rows), self.first, last,
                         batch_sharding(self.job.mesh), (data.global_batch, data.context), data.prefetch)
             self.watchdog = Watchdog(self.config.processes.step_timeout, processes.stuck)
-            with contextlib.closing(feed), self._signals(), contextlib.closing(self.watchdog):
+            with contextlib.closing(feed), contextlib.closing(self.watchdog):
                 self._mark()
                 for index, batch in feed:
                     self.state, metrics = step(self.state, batch)
@@ -115,13 +117,17 @@ class Loop(contextlib.AbstractContextManager):
                     self._pending.append((index + 1, metrics))
                     self.clock.seconds["data"] = feed.waited
                     self._when_due(index + 1, last)
-                    if processes.stop_at(index + 1, self._stop):
-                        self._settle()
-                        self._save(index + 1)
-                        why = processes.stopped_by(self._stop)
-                        self.progress.say(f"{why}: saved step {index + 1}; the same command goes on from there")
+                    if processes.stop_at(index + 1, self._signals.name):
+                        self._end_early(index + 1)
                         break
         return self._result(self._last_line())
+
+    def _end_early(self, done: int):
+        self._settle()
+        self._save(done)
+        with self.watchdog.longer(self.config.processes.barrier_timeout):
+            self.checkpoints.wait()  # what the line says is true
+        self.progress.say(f"{processes.stopped_by(self._signals.name)}: saved step {done}; the same command goes on from there")
 
     def _when_due(self, done: int, last: int):
         evaluate, checkpoint = self.config.eval, self.config.checkpoint
@@ -157,7 +163,8 @@ class Loop(contextlib.AbstractContextManager):
             self.progress.say(f"skipped an update: {what}")
             return
         saved = f"the checkpoint of step {self._saved or self.first} is good" if self._saved or self.first else "there is no checkpoint yet"
-        raise NonFiniteError(f"{what}; {saved}. Lower optim.learning_rate or optim.clip, or set train.nonfinite=skip")
+        raise NonFiniteError(f"{what}; {saved}. Lower optim.learning_rate or optim.clip, or set train.nonfinite=skip; look with: python "
+                             f"scripts/replay.py --workdir={self.job.workdir} --step={done} --bisect")
 
     def _mark(self):
         """Starts a stretch of steps whose speed the next line reports."""
@@ -186,12 +193,11 @@ class Loop(contextlib.AbstractContextManager):
         with self.clock("eval"), self.watchdog.longer(self.config.processes.barrier_timeout):
             job, evaluate = self.job, self.config.eval
             if self._evaluator is None:
-                self._evaluator = _WatchedEvaluator(job.model, job.mesh, job.prepared.tokenizer.bos_id, self.config.data.context,
-                                                    evaluate.batch or self.config.data.global_batch, evaluate.stride, job.shardings.params,
-                                                    row_multiple(dict(job.mesh.shape), job.layout))
-                self._evaluator.beat = self.watchdog.beat
+                self._evaluator = Evaluator(job.model, job.mesh, job.prepared.tokenizer.bos_id, self.config.data.context,
+                                            evaluate.batch or self.config.data.global_batch, evaluate.stride, job.shardings.params,
+                                            row_multiple(dict(job.mesh.shape), job.layout))
             params = self.state.ema if self.config.train.ema else self.state.params
-            result = self._evaluator(params, job.prepared.split_stores(evaluate.split), evaluate.max_tokens)
+            result = self._evaluator(params, job.prepared.split_stores(evaluate.split), evaluate.max_tokens, self.watchdog.beat)
         line = {"step": done, "kind": "eval", "split": evaluate.split, "seconds": self._seconds(), **result}
         self.writers.write(line)
         self.progress.evaluation(line)
@@ -203,24 +209,6 @@ class Loop(contextlib.AbstractContextManager):
             meta = {"tokens": self.tokens, "seconds": self._seconds(), "skipped": self.skipped, "data": self.job.prepared.fingerprint}
             self.checkpoints.save(done, self.job.items(self.state), meta)
         self._saved = done
-
-    @contextlib.contextmanager
-    def _signals(self):
-        """SIGTERM and the first Ctrl-C end the run after the step at hand, with a checkpoint; the second Ctrl-C ends it at once."""
-
-        def stop(number, _):
-            self._stop = signal.Signals(number).name
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-        try:
-            before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        except ValueError:  # not the main thread (a notebook's worker): signals stay as they are
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _advice(self) -> str:
         steps = self.checkpoints.steps()

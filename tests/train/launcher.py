@@ -1,0 +1,97 @@
+"""Starts scripts/train.py many times for the price of one: a process that has imported everything forks each of them.
+
+What it starts is a process of its own with its own JAX, which signals and full disks meet like any other. Requests and answers are lines
+of JSON: {"start": {"arguments", "environment", "output", "errors", "user"}} gives {"pid"}, {"poll": pid} gives {"code"}, null while it
+runs. Faults that no signal or disk can cause come from variables of the process: $HOLD=STEP:FILE waits before a step while FILE exists,
+$STUCK=INDEX:STEP waits for ever, $POISON=STEP makes a batch NaN, $DUMP=FOLDER writes the hash of every batch.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import runpy
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+
+from lm.parallel import launch, processes  # noqa: F401 - imported before the fork, for all
+from lm.train import job as jobs
+from lm.train import loop
+
+
+def stuck_here():
+    """What a stack of a stuck process shows."""
+    time.sleep(600)
+
+
+class Feed(loop.Feed):
+    """Meets the faults between batches."""
+
+    def __iter__(self):
+        hold, file = os.environ.get("HOLD", ":").split(":", 1)
+        for step, batch in super().__iter__():
+            if os.environ.get("STUCK") == f"{processes.index()}:{step}":
+                stuck_here()
+            if hold == str(step):
+                pathlib.Path(file).with_suffix(f".{processes.index()}").touch()
+                while pathlib.Path(file).exists():
+                    time.sleep(0.005)
+            time.sleep(float(os.environ.get("PACE", "0")))
+            if "DUMP" in os.environ:
+                whole = hashlib.sha256(b"".join(np.asarray(batch[key]).tobytes() for key in sorted(batch))).hexdigest()
+                (pathlib.Path(os.environ["DUMP"]) / str(step)).write_text(whole)
+            yield step, batch
+
+
+class Data(jobs.TrainingData):
+    """Gives one batch weights that are not numbers."""
+
+    def batch(self, step, build, part=slice(None)):
+        batch = super().batch(step, build, part)
+        # Step 0 also gives the shapes before the first step.
+        return batch | {"weights": batch["weights"] * np.float32(np.nan)} if os.environ.get("POISON") == str(step) else batch
+
+
+def run(request):
+    """Becomes scripts/train.py; never returns."""
+    for number, path in ((1, request["output"]), (2, request["errors"])):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), number)
+    os.environ.update(request["environment"])
+    if request.get("user"):
+        os.setgroups([])
+        os.setgid(request["user"])
+        os.setuid(request["user"])
+    loop.Feed, jobs.TrainingData = Feed, Data
+    sys.argv = [str(ROOT / "scripts" / "train.py"), *request["arguments"]]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def serve():
+    """Answers requests until standard input ends."""
+    ended = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "start" in request:
+            pid = os.fork()
+            if pid == 0:
+                sys.stdin.close()
+                run(request["start"])
+                os._exit(99)
+            answer = {"pid": pid}
+        else:
+            pid = request["poll"]
+            if pid not in ended:
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    ended[pid] = os.waitstatus_to_exitcode(status)
+            answer = {"code": ended.get(pid)}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
