@@ -61,12 +61,12 @@ class Checkpoints:
 
     def save(self, step: int, items: dict, meta: dict):
         """Starts saving trees of arrays by name; returns when they may change again. Errors of an earlier save surface here."""
-        self.check()
+        self.wait()  # Orbax would, but the one before must be sealed too, and at once: saves may come so thick that `check` never can
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         meta = meta | {"step": step, "manifest": {name: manifest(tree) for name, tree in items.items()}}
         try:
             self._manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)), force=True)
-        except _TROUBLE as error:  # of this save, or of the one before, for which Orbax waits here
+        except _TROUBLE as error:
             raise _failed(step, self.directory, error) from error
 
     def check(self):

@@ -72,6 +72,7 @@ def run(main):
     if "--debug" not in sys.argv:
         # Orbax narrates its options as warnings, and prints the traceback of a failed save that is reported in a line below.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        sys.unraisablehook = _unraisable
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         code = main(sys.argv[1:])
@@ -82,6 +83,12 @@ def run(main):
         else:
             print(text if isinstance(error, KeyboardInterrupt) else f"error: {text}", file=sys.stderr)
     sys.exit(code or 0)
+
+
+def _unraisable(unraisable):
+    """Shows what could not be raised, unless it is what TensorStore's threads meet when a save has failed, which has a line of its own."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def describe(error: BaseException) -> tuple[int, str]:

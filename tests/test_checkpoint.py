@@ -1,5 +1,6 @@
 """Checkpoints: bit for bit and onto any mesh; damage is seen, named and survived; failed saves are never silent."""
 
+import errno
 import gc
 import json
 import resource
@@ -234,6 +235,55 @@ def test_when_all_are_damaged_that_is_an_error_and_none_is_lost(tmp_path):
     with pytest.warns(UserWarning, match="is damaged"), pytest.raises(CheckpointError, match=r"none of the checkpoints .* can be read"):
         Checkpoints(tmp_path).restore({"params": abstract()})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-1", "damaged-2"]
+
+
+@pytest.mark.parametrize(("error", "sealed", "good"), [
+    (OSError(errno.EIO, "Input/output error"), True, True), (OSError(errno.EACCES, "Permission denied"), False, True),
+    (ValueError("Error opening file [OS error 116: ESTALE Stale file handle]"), False, True),
+    (FileNotFoundError(errno.ENOENT, "No such file or directory"), True, True),  # what the checksums say is right has been there
+    (FileNotFoundError(errno.ENOENT, "No such file or directory"), False, False),
+    (ValueError("Error reading file [OS error 2: ENOENT No such file or directory]"), False, False),
+], ids=["EIO", "EACCES", "ESTALE by TensorStore", "sealed", "gone", "gone by TensorStore"])
+def test_what_cannot_be_read_now_though_it_may_be_good_is_an_error_and_stays(tmp_path, monkeypatch, error, sealed, good):
+    write(tmp_path, 1, 2)
+    if not sealed:
+        (tmp_path / "2" / "checksums.json").unlink()
+    read = Checkpoints._read
+
+    def fail(self, step, abstract):
+        if step == 2:
+            raise error
+        return read(self, step, abstract)
+
+    monkeypatch.setattr(Checkpoints, "_read", fail)
+    checkpoints = Checkpoints(tmp_path)
+    if good:
+        with pytest.raises(CheckpointError, match=r"/2 cannot be read \(.*\), though nothing shows that it is damaged: try again, or move"):
+            checkpoints.restore({"params": abstract()})
+    else:
+        with pytest.warns(UserWarning, match="2 is damaged"):
+            assert checkpoints.restore({"params": abstract()}).step == 1
+    assert checkpoints.steps() == ([1, 2] if good else [1])
+
+
+def test_a_disk_that_does_not_answer_while_checksums_are_made_is_no_damage(tmp_path, monkeypatch):
+    write(tmp_path, 1)
+
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr("lm.checkpoint._digest", fail)
+    with pytest.raises(CheckpointError, match=r"1 cannot be read \(\[Errno 5\] Input/output error"):
+        Checkpoints(tmp_path).restore({"params": abstract()})
+    assert Checkpoints(tmp_path).steps() == [1]
+
+
+def test_saves_that_come_thick_are_sealed_too(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=100)
+    for step in range(1, 5):
+        checkpoints.save(step, {"params": state(step)}, {})
+        assert all((tmp_path / str(before) / "checksums.json").exists() for before in range(1, step))
+    checkpoints.close()
 
 
 def test_two_damaged_checkpoints_of_one_step_are_both_kept(tmp_path):

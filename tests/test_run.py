@@ -11,7 +11,7 @@ import pytest
 
 from lm import config, run
 from lm.data.tokenizers import ByteTokenizer
-from lm.errors import CheckpointError, ConfigError
+from lm.errors import CheckpointError, ConfigError, DiskError
 
 FACTS = config.Facts(1000, 10.0, 1e9)
 
@@ -34,6 +34,12 @@ def test_the_lock_refuses_a_second_holder_until_the_first_is_gone(tmp_path):
         other.communicate()
     run.lock(tmp_path / "w").close()
     run.lock(tmp_path / "w").close()
+
+
+def test_a_work_directory_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DiskError, match=r"cannot write .*file/run \(not a directory\): free space or mend the folder, then run the same"):
+        run.lock(tmp_path / "file" / "run")
 
 
 def test_a_new_run_records_its_config_data_tokenizer_and_environment(tmp_path):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.errors import ConfigError
+from lm.errors import ConfigError, DiskError
 from lm.metrics import Clock, Writers, global_norm
 from lm.metrics.writers import read_lines
 
@@ -43,6 +43,15 @@ def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path):
     assert steps(tmp_path) == [1]
     write(tmp_path, [2], resume_step=1)
     assert steps(tmp_path) == [1, 2]
+
+
+def test_a_full_disk_is_one_line_that_names_the_fix(tmp_path):
+    writers = Writers(tmp_path, False, "", {}, 0)
+    writers._file.close()
+    writers._file = open("/dev/full", "a", buffering=1)  # noqa: SIM115 - the writer closes it
+    for act in (lambda: writers.write({"step": 1, "kind": "train"}), writers.close):
+        with pytest.raises(DiskError, match=r"cannot write .*metrics.jsonl \(no space left on device\): free space or mend the folder"):
+            act()
 
 
 def test_no_file_has_no_lines(tmp_path):

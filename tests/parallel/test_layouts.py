@@ -9,6 +9,7 @@ from lm.parallel import layout as layouts
 from lm.parallel import mesh_sizes
 from lm.parallel.collectives import collectives
 from lm.parallel.pipeline import bubble
+from lm.train.step import row_noise
 from tests.parallel.conftest import make_config, scores
 
 DROPOUT = {"model__dropout": 0.1}
@@ -31,7 +32,8 @@ GPT = {
     "tensor-all-gather": {"mesh__tensor": 2, "mesh__context": 4, "layout__context": "all_gather", "model__positions": "learned"},
     "fsdp-unscanned": {"mesh__fsdp": 8, "model__scan_layers": False, "model__remat": "full"},
     "pipeline-fsdp": {"mesh__stage": 2, "mesh__fsdp": 4, "model__remat": "dots"},
-    "pipeline-tensor-circular": {"mesh__stage": 2, "mesh__tensor": 2, "mesh__replica": 2, "layout__repeats": 2, "layout__microbatches": 4},
+    "pipeline-tensor-circular": {"mesh__stage": 2, "mesh__tensor": 2, "mesh__replica": 2, "layout__repeats": 4, "layout__microbatches": 4,
+                                 "model__layers": 8},
     "pipeline-context": {"mesh__stage": 2, "mesh__context": 4, "model__remat": "full"},
     "fsdp-tensor-context": {"mesh__fsdp": 2, "mesh__tensor": 2, "mesh__context": 2, "train__loss_chunk": 8},
     "pipeline-fsdp-tensor": {"mesh__stage": 2, "mesh__fsdp": 2, "mesh__tensor": 2},
@@ -73,6 +75,11 @@ def test_a_layout_gives_the_loss_and_every_gradient_of_one_device(step, name):
 @pytest.mark.parametrize("name", ACCUMULATED)
 def test_accumulation_changes_nothing_on_any_layout(step, name):
     assert_equal_steps(step(**ALL[name], train__accumulate=2), step(devices=1, **one_device(ALL[name])))
+
+
+def test_every_row_of_every_step_and_seed_has_a_random_key_of_its_own():
+    keys = [jax.random.key_data(row_noise(seed, step, 5)) for seed in (0, 1) for step in (0, 1, 7)]
+    assert len({tuple(key) for rows in keys for key in np.asarray(rows).tolist()}) == 2 * 3 * 5
 
 
 def test_dropout_is_on_in_these_steps(step):

@@ -23,7 +23,7 @@ from lm.metrics.writers import read_lines
 from lm.parallel import make_mesh
 from lm.run import open_run
 from lm.train import job as jobs
-from lm.train import set_up, train
+from lm.train import loop, set_up, train
 
 WORKER = str(pathlib.Path(__file__).parent / "worker.py")
 # Compiles in half the time; the numbers are compared with those of a process that optimizes.
@@ -158,23 +158,38 @@ def test_two_processes_have_the_losses_of_one_and_one_of_them_writes(two, one):
 def test_two_processes_see_the_same_batches_bit_for_bit(folder, two):
     job = set_up(tiny(folder), folder / "unused")
     for step in range(6):
-        whole = job.data.batch(step, job.build)
-        rebuilt = {key: np.full_like(value, -7) for key, value in whole.items()}
-        for index in range(2):
-            with np.load(folder / "dump" / f"{step}-{index}.npz") as parts:
-                assert 0 < sum(part.shape[0] for name, part in parts.items() if name.startswith("weights|")) < 8
-                for name, part in parts.items():
-                    key, row, column = name.split("|")
-                    rebuilt[key][int(row):int(row) + part.shape[0], int(column):int(column) + part.shape[1]] = part
-        for key, value in whole.items():
-            assert value.dtype == rebuilt[key].dtype and value.tobytes() == rebuilt[key].tobytes(), (step, key)
+        assert_parts_of(job.data.batch(step, job.build), folder, step)
 
 
-def test_one_process_with_another_mesh_goes_on_from_a_checkpoint_of_two(folder, two):
-    workdir = damaged(two, folder / "by one")
+def assert_parts_of(whole, folder, step):
+    """What the two processes had of a step's batch makes up, bit for bit, the whole one; each had a part."""
+    rebuilt = {key: np.full_like(value, -7) for key, value in whole.items()}
+    for index in range(2):
+        with np.load(folder / "dump" / f"{step}-{index}.npz") as parts:
+            assert 0 < sum(part.shape[0] for name, part in parts.items() if name.startswith("weights|")) < 8
+            for name, part in parts.items():
+                key, row, column = name.split("|")
+                rebuilt[key][int(row):int(row) + part.shape[0], int(column):int(column) + part.shape[1]] = part
+    for key, value in whole.items():
+        assert value.dtype == rebuilt[key].dtype and value.tobytes() == rebuilt[key].tobytes(), (step, key)
+
+
+def test_one_process_with_another_mesh_goes_on_from_a_checkpoint_of_two(folder, two, monkeypatch):
+    workdir, seen = damaged(two, folder / "by one"), {}
+
+    class Feed(loop.Feed):
+        def __iter__(self):
+            for step, batch in super().__iter__():
+                seen[step] = jax.device_get(batch)
+                yield step, batch
+
+    monkeypatch.setattr(loop, "Feed", Feed)
     with some_devices(4), pytest.warns(UserWarning, match="6 is damaged"):
         train(tiny(folder, mesh__replica=1, mesh__fsdp=4), workdir)
     assert_same_numbers(lines(workdir), lines(two[0]))
+    assert list(seen) == [3, 4, 5]
+    for step, batch in seen.items():  # bit for bit what the two processes would have seen, and have the first time
+        assert_parts_of(batch, folder, step)
 
 
 def test_four_processes_with_another_mesh_go_on_from_a_checkpoint_of_two(folder, two):
@@ -198,6 +213,7 @@ def endless(folder, **overrides):
                 **{"checkpoint__keep": 3} | overrides)
 
 
+@pytest.mark.slow  # tests/train/test_faults.py is faster and compares bit for bit; this goes through the launcher
 def test_sigterm_to_one_of_two_saves_one_step_and_a_kill_ends_both(folder):
     workdir, config = folder / "signals", endless(folder)
     job = start(folder, config, workdir, 2, 1)

@@ -255,6 +255,7 @@ def wait_for_step(process, workdir, step):
     raise AssertionError(f"no step {step} within a minute")
 
 
+@pytest.mark.slow  # tests/train/test_faults.py is faster and compares bit for bit; this goes through the command alone
 def test_sigkill_loses_nothing_and_sigterm_saves_the_step_at_hand(tiny, tmp_path):
     config = tiny(train__steps=4000, checkpoint__every=20, eval__split="none", optim__schedule="constant")
     workdir = tmp_path / "run"
