@@ -120,6 +120,8 @@ def _check_remat(model):
         for name in names:
             if name not in REMAT_NAMES:
                 raise ConfigError(f"{key}: there is no tensor {name!r} in a layer: use some of {', '.join(REMAT_NAMES)}")
+        if "ff_gate" in names and model.activation != "swiglu":
+            raise ConfigError(f"{key}: ff_gate is a tensor of model.activation=swiglu alone, not of {model.activation}")
         if names and model.remat != "names":
             raise ConfigError(f"{key} is read by model.remat=names alone, not by model.remat={model.remat}")
     both = set(model.remat_save) & set(model.remat_offload)

@@ -1,8 +1,9 @@
 """Attention over rows whose time is cut over the context axis: a ring (Liu et al. 2023), or gathered keys.
 
 The ring cuts each row into 2c chunks and gives device i the chunks i and 2c-1-i, so that a causal mask leaves all the
-same work: two pairs of chunks a turn (as in Brandon et al. 2023, with contiguous rows outside). Keys and values travel; softmax is taken
-block by block (Milakov and Gimelshein 2018), and the backward pass recomputes its weights (Dao et al. 2022), so no device holds [T, T].
+same work: two pairs of chunks a turn (as in Brandon et al. 2023, with contiguous rows outside). Keys and values travel; softmax is
+taken block by block (Milakov and Gimelshein 2018), and the backward pass recomputes its weights (Dao et al. 2022). The ring holds
+the weights of two chunks at once, [T / 2c, T / 2c]; gathered keys those of a stretch of queries, [T / c, T].
 """
 
 import functools

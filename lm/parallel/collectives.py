@@ -8,8 +8,8 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 _WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_COLLECTIVE = re.compile(rf" = (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
+_COLLECTIVE = re.compile(rf" = (.*?) ({'|'.join(KINDS)})(-start)?\(")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|(?:true|false|branch)_computations?)=\{?((?:%[\w.\-]+(?:, )?)+)")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 
@@ -36,7 +36,7 @@ def collectives(hlo: str) -> dict[str, Traffic]:
             if match:
                 traffic = found[match[2]]
                 traffic.count += times
-                traffic.bytes += times * _size(match[1])
+                traffic.bytes += times * _size(match[1], match[2], bool(match[3]))
             called = _called(line)
             if " while(" not in line:
                 turns = 1
@@ -74,7 +74,13 @@ def _called(line) -> list[str]:
     return [callee for group in _CALLED.findall(line) for callee in re.findall(r"%([\w.\-]+)", group)]
 
 
-def _size(result: str) -> int:
-    """Bytes of an HLO type, such as (f32[4,8]{1,0}, bf16[2])."""
-    return sum(_WIDTHS[kind] * math.prod(int(size) for size in sizes.split(",") if size) for kind, sizes in _ARRAY.findall(result)
-               if kind in _WIDTHS)
+def _size(result: str, kind: str, starts: bool) -> int:
+    """Bytes of an HLO type, such as (f32[4,8]{1,0}, bf16[2]).
+
+    The start of an asynchronous gather or permute gives (what it was given, results, contexts): only its results count.
+    """
+    arrays = [(name, sizes) for name, sizes in _ARRAY.findall(result) if name in _WIDTHS]
+    if starts and kind in ("all-gather", "collective-permute"):
+        arrays = [array for array in arrays if array != ("u32", "")]
+        arrays = arrays[len(arrays) // 2:]
+    return sum(_WIDTHS[name] * math.prod(int(size) for size in sizes.split(",") if size) for name, sizes in arrays)

@@ -74,6 +74,9 @@ def _check_transformer(config, sizes, layout):
     heads = {"model.heads": model.heads} | ({"model.kv_heads": model.kv_heads} if model.kv_heads else {})
     _divides("mesh.tensor", tensor, heads)
     _divides("mesh.tensor x mesh.context", tensor * context, {"data.context": config.data.context})
+    chunk = config.train.loss_chunk
+    if chunk and chunk < config.data.context:
+        _divides("mesh.context", context, {"train.loss_chunk": chunk})
     if context > 1 and layout.context == "ring":
         _divides("2 x mesh.context (the ring gives each device two stretches)", 2 * context, {"data.context": config.data.context})
     if stages == 1:

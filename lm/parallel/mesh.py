@@ -20,7 +20,8 @@ def mesh_sizes(sizes, count: int) -> dict[str, int]:
     shape = {axis: count // known if size == -1 else size for axis, size in wanted.items()}
     if math.prod(shape.values()) != count:
         text = " x ".join(f"{axis}={size}" for axis, size in wanted.items() if size != 1) or "1"
-        raise ConfigError(f"mesh {text} does not use the {count} devices that are here: set one mesh axis to -1")
+        fix = "the other axes must divide their number" if -1 in wanted.values() else "set one mesh axis to -1"
+        raise ConfigError(f"mesh {text} does not use the {count} devices that are here: {fix}")
     return shape
 
 

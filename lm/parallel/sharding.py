@@ -70,7 +70,7 @@ def extent(*names: str) -> int:
 def dividing(name: str, size: int) -> tuple[str, ...]:
     """The mesh axes above 1 that cut an axis of this logical name and size; none when they do not divide it."""
     mesh = jax.sharding.get_abstract_mesh()
-    return () if size % extent(name) else tuple(axis for axis in RULES[name] if mesh.shape[axis] > 1)
+    return () if mesh.empty or size % extent(name) else tuple(axis for axis in RULES[name] if mesh.shape[axis] > 1)
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
@@ -142,7 +142,9 @@ def _fit(names, shape, mesh, rules) -> PartitionSpec:
     for axis in homeless:
         if axis == "stage":  # it must cut layers, or nothing
             continue
-        any(place(axis, dim) for dim in sorted(others, key=lambda dim: -shape[dim]))
+        for dim in sorted(others, key=lambda dim: -shape[dim]):
+            if place(axis, dim):
+                break
     return PartitionSpec(*(axes[0] if len(axes) == 1 else (tuple(axes) or None) for axes in dims))
 
 

@@ -29,14 +29,15 @@ HLO = """HloModule jit_f, is_scheduled=true
 
 ENTRY %main (p: f32[4]) -> f32[4] {
   %w = (s32[], f32[4]) while(%p), condition=%until, body=%outer, backend_config={"known_trip_count":{"n":"5"}}
-  %s = f32[2]{0} collective-permute-start(%p), channel_id=3, source_target_pairs={{0,1}}
+  %s = (f32[2]{0}, f32[2]{0}, u32[], u32[]) collective-permute-start(%p), channel_id=3, source_target_pairs={{0,1}}
   %d = f32[2]{0} collective-permute-done(%s)
+  %a = (f32[4]{0}, f32[32]{0}) all-gather-start(%p), channel_id=4, dimensions={0}
 }
 """
 
 
 def test_loops_multiply_and_asynchronous_ones_count_once():
-    assert collectives(HLO) == {"all-reduce": Traffic(15, 15 * (16 + 12)), "all-gather": Traffic(5, 5 * 32),
+    assert collectives(HLO) == {"all-reduce": Traffic(15, 15 * (16 + 12)), "all-gather": Traffic(5 + 1, 5 * 32 + 128),
                                 "collective-permute": Traffic(1, 8)}
 
 

@@ -58,13 +58,14 @@ def one_device(overrides):
 
 
 def assert_equal_steps(many, one):
-    """Losses and every gradient agree to 1e-5, gradients relative to the largest of their array."""
+    """The loss, every (clipped) gradient and the whole state after the update agree to 1e-5, relative to the largest of their array."""
     assert many.loss == pytest.approx(one.loss, rel=1e-5)
-    assert jax.tree.structure(many.gradients) == jax.tree.structure(one.gradients)
-    for (path, ours), theirs in zip(jax.tree_util.tree_leaves_with_path(many.gradients), jax.tree.leaves(one.gradients), strict=True):
-        scale = np.abs(theirs).max()
-        assert scale > 0, path
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * scale, err_msg=jax.tree_util.keystr(path))
+    for ours, theirs in ((many.gradients, one.gradients), (many.after, one.after)):
+        assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+        for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+            scale = np.abs(b).max()
+            assert scale > 0, path
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale, err_msg=jax.tree_util.keystr(path))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -102,6 +103,7 @@ def test_scores_are_those_of_one_device(name):
     ({"mesh__tensor": 4, "model__kv_heads": 2}, r"model\.kv_heads=2 is not a multiple"),
     ({"mesh__context": 3}, r"data\.context=16 is not a multiple"),
     ({"mesh__context": 8, "data__context": 24}, r"data\.context=24 is not a multiple of 2 x mesh\.context"),
+    ({"mesh__context": 4, "train__loss_chunk": 2}, r"train\.loss_chunk=2 is not a multiple of mesh\.context = 4"),
     ({"mesh__stage": 2, "model__scan_layers": False}, r"set model\.scan_layers=true"),
     ({"mesh__stage": 8}, r"model\.layers=4 is not a multiple of mesh\.stage x layout\.repeats = 8"),
     ({"mesh__stage": 2, "layout__repeats": 2, "layout__microbatches": 1}, "needs at least mesh.stage=2 micro-batches"),

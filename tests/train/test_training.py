@@ -123,14 +123,20 @@ def test_a_killed_run_resumes_bit_for_bit(tiny, tmp_path, monkeypatch, devices, 
 @pytest.mark.parametrize("name", ["transformer", "lstm"])
 def test_every_mesh_gives_the_losses_of_one_device(tiny, tmp_path, monkeypatch, name):
     losses = {}
-    for label, overrides in {"one": {}, "replica": {"mesh__replica": 8}, "fsdp": {"mesh__fsdp": 8, "mesh__replica": 1},
-                             "both": {"mesh__replica": 2, "mesh__fsdp": 4}}.items():
+    three = {"mesh__tensor": 2, "mesh__fsdp": 2, "mesh__replica": 2}
+    meshes = {"one": {}, "replica": {"mesh__replica": 8}, "fsdp": {"mesh__fsdp": 8, "mesh__replica": 1}, "three": three}
+    scan = {}
+    if name == "transformer":
+        scan = {"model__scan_layers": True}
+        meshes["three"] = {"mesh__tensor": 2, "mesh__context": 2, "mesh__stage": 2}
+    for label, overrides in meshes.items():
         with monkeypatch.context() as patch:
             if label == "one":
                 one_device(patch)
-            train(tiny(model__name=name, model__dropout=0.1, eval__split="none", **overrides), tmp_path / label)
+            train(tiny(model__name=name, model__dropout=0.1, eval__batch=3, eval__stride=7, **scan, **overrides), tmp_path / label)
         losses[label] = [[line[key] for key in ("loss", "grad_norm", "param_norm")] for line in lines(tmp_path / label)]
-    for label in ("replica", "fsdp", "both"):
+        losses[label].append([line["bits_per_byte"] for line in lines(tmp_path / label, "eval")] * 3)
+    for label in meshes:
         np.testing.assert_allclose(losses[label], losses["one"], rtol=2e-6)
 
 
