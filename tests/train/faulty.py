@@ -67,7 +67,7 @@ class Launched:
 
     def wait_until(self, ready):
         """Returns once `ready()`; fails when the process ends before."""
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while not ready():
             assert self.poll() is None, f"ended with {self.poll()}: {self.err}"
             assert time.monotonic() < until, f"waited in vain: {self.err}"
@@ -75,7 +75,7 @@ class Launched:
 
     def finish(self, code=0):
         """(result, standard error) of a process that must end with an exit code; the result is None where none is printed."""
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while self.poll() is None and time.monotonic() < until:
             time.sleep(0.005)
         assert self.poll() == code, f"ended with {self.poll()}: {self.err}"

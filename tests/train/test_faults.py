@@ -239,9 +239,9 @@ def test_nan_in_a_batch_names_documents_and_the_next_command_and_goes_on_without
 
 
 def test_a_stuck_process_ends_with_its_stacks_and_goes_on(launcher, corpus, twin, tmp_path):
-    workdir, config = tmp_path / "run", config_of(corpus, processes__step_timeout=1.5)
+    workdir, config = tmp_path / "run", config_of(corpus, processes__step_timeout=4)
     _, err = launcher.start(config, workdir, STUCK=f"0:{HELD}").finish(1)
-    assert re.search(r"error: nothing has ended for \d+ s \(processes.step_timeout=1.5\) since step \d+; the stacks of all threads follow; "
+    assert re.search(r"error: nothing has ended for \d+ s \(processes.step_timeout=4\) since step \d+; the stacks of all threads follow; "
                      "start the same command again to go on from step 20\n", err)
     assert "in stuck_here" in err
     launcher.start(config, workdir).finish()

@@ -73,7 +73,7 @@ def as_text(config):
 
 def finish(job, code=0):
     """(standard output, standard error) of a job that must end with an exit code."""
-    out, err = job.communicate(timeout=120)
+    out, err = job.communicate(timeout=300)
     assert job.returncode == code, err
     return out, err
 
