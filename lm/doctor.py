@@ -82,14 +82,12 @@ def versions() -> list[Finding]:
     pins = re.findall(r"^([\w-]+)==(\S+)$", REQUIREMENTS.read_text(), re.MULTILINE) if REQUIREMENTS.exists() else []
     other, missing = [], []
     for name, tested in pins:
-        try:
-            found = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+        found = _version(name)
+        if found is None:
             missing.append(name)
-            continue
-        if found != tested:
+        elif found != tested:
             other.append(f"{name} {found} (tested: {tested})")
-    there = [f"{name} {importlib.metadata.version(name)}" for name in ACCELERATOR_PACKAGES if _installed(name)]
+    there = [f"{name} {_version(name)}" for name in ACCELERATOR_PACKAGES if _version(name)]
     text = f"Python {platform.python_version()}, jax {jax.__version__}" + "".join(f", {each}" for each in there)
     if missing or other:
         text += "; " + "; ".join(([f"not installed: {', '.join(missing)}"] if missing else []) + other)
@@ -97,12 +95,11 @@ def versions() -> list[Finding]:
     return [Finding("versions", state, text, "pip install -r requirements.txt" if state != "ok" else "")]
 
 
-def _installed(name) -> bool:
+def _version(name) -> str | None:
     try:
-        importlib.metadata.version(name)
+        return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return None
 
 
 def environment() -> list[Finding]:

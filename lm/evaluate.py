@@ -42,9 +42,10 @@ class Sums:
 class Evaluator:
     """A compiled scoring function for one model, mesh and batch shape."""
 
-    def __init__(self, model, mesh, bos_id: int, context: int, batch: int, stride: int = 0, param_shardings=None, multiple: int = 1):
-        """`batch` is rounded up to a multiple of the mesh's data axes, and of `multiple`."""
-        multiple = math.lcm(multiple, row_multiple(dict(mesh.shape), Layout()))
+    def __init__(self, model, mesh, bos_id: int, context: int, batch: int, stride: int = 0, param_shardings=None,
+                 layout: Layout = Layout()):  # noqa: B008 - it is immutable
+        """`batch` is rounded up to what the mesh and the layout can cut."""
+        multiple = row_multiple(dict(mesh.shape), layout)
         self.batch = -(-batch // multiple) * multiple
         self.context, self.stride, self.bos_id = context, stride or context, bos_id
         self._sharding = batch_sharding(mesh)

@@ -27,7 +27,7 @@ def row_multiple(sizes: dict[str, int], layout: Layout) -> int:
 
 
 def describe(sizes: dict[str, int], layout: Layout, zero: int) -> str:
-    """One line for a person: the axes above 1 and what they do."""
+    """One line for a person about a mesh of several devices: the axes above 1 and what they do."""
     parts = [f"{axis} {size}" for axis, size in sizes.items() if size > 1]
     notes = []
     if sizes["fsdp"] > 1 and zero == 1:
@@ -38,7 +38,7 @@ def describe(sizes: dict[str, int], layout: Layout, zero: int) -> str:
         share = bubble(sizes["stage"], layout.microbatches, layout.repeats)
         notes.append(f"{'GPipe' if layout.repeats == 1 else f'circular x{layout.repeats}'}, {layout.microbatches} micro-batches, "
                      f"bubble {share:.0%}")
-    return " x ".join(parts or ["1 device"]) + (f" ({'; '.join(notes)})" if notes else "")
+    return " x ".join(parts) + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def check(config, sizes: dict[str, int]):

@@ -25,8 +25,7 @@ def pipeline(run, stacked, x, rows, *, microbatches: int, repeats: int):
     """
     stages = extent("stage")
     chunks = jax.tree.map(lambda leaf: _chunks(leaf, stages, repeats), stacked)
-    inputs = _cut(x, microbatches)
-    waiting = jax.tree.map(lambda leaf: _cut(leaf, microbatches), rows)
+    inputs, waiting = micro_batches((x, rows), microbatches)
 
     def one(chunk, lap, x, index):
         chunk, mine = (jax.tree.map(lambda leaf, at=at: leaf[at], tree) for tree, at in ((chunk, lap), (waiting, index)))
@@ -51,9 +50,9 @@ def pipeline(run, stacked, x, rows, *, microbatches: int, repeats: int):
     return constrain(jnp.swapaxes(store, 0, 1).reshape(x.shape), "batch", "residual_time", "act_width")
 
 
-def _cut(x, microbatches):
-    """[B, ...] to [M, B / M, ...]: row r goes to micro-batch r mod M, so that each device cuts its own rows."""
-    return jnp.swapaxes(x.reshape(-1, microbatches, *x.shape[1:]), 0, 1)
+def micro_batches(rows, count: int):
+    """A tree of [B, ...] as [M, B / M, ...]: row r goes to micro-batch r mod M, so that each device cuts its own rows and nothing moves."""
+    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf.reshape(-1, count, *leaf.shape[1:]), 0, 1), rows)
 
 
 def _chunks(leaf, stages, repeats):

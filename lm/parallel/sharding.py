@@ -163,13 +163,12 @@ def check_replication(boxed, shardings, mesh: Mesh, zero: int = 3):
 
     `shardings` are those of the parameters (`zero` 3), or of the optimizer's state beside them (`zero` 1).
     """
-    rules = table(3)
     cuts_all = {axis for axis in ("fsdp", "tensor") if mesh.shape[axis] > 1}
     whole, total = {}, 0
     leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_boxed)
     for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
         names, shape = _names(leaf)
-        claims = {axis for name in names if name for axis in rules[name] if mesh.shape[axis] > 1}
+        claims = {axis for name in names if name for axis in RULES[name] if mesh.shape[axis] > 1}
         has = {axis for axes in sharding.spec if axes for axis in (axes if isinstance(axes, tuple) else (axes,))}
         size = math.prod(shape) * nn.meta.unbox(leaf).dtype.itemsize
         total += size

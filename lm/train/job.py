@@ -62,9 +62,8 @@ class Job:
 
     def compile_step(self):
         """The train step compiled once, for the shapes of this run; anything else is an error instead of a second compilation."""
-        batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, self.data.batch(0, self.build)))
-        sharding = batch_sharding(self.mesh)
-        batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), batch)
+        row, rows, sharding = self.data.batch(0, self.build, slice(1)), self.config.data.global_batch, batch_sharding(self.mesh)
+        batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype, sharding=sharding), row)
         step = jax.jit(
             lambda state, batch: train_step(state, batch, model=self.model, optimizer=self.optimizer, learning_rate=self.learning_rate,
                                             config=self.config, shardings=self.lay),

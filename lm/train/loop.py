@@ -17,7 +17,6 @@ from lm.metrics import Clock, Writers, peak_flops
 from lm.metrics.writers import read_lines
 from lm.parallel import batch_sharding, processes
 from lm.parallel import layout as layouts
-from lm.parallel.layout import row_multiple
 from lm.parallel.pipeline import bubble
 from lm.parallel.watchdog import Watchdog
 from lm.train.job import Job, set_up
@@ -195,7 +194,7 @@ class Loop(contextlib.AbstractContextManager):
             if self._evaluator is None:
                 self._evaluator = Evaluator(job.model, job.mesh, job.prepared.tokenizer.bos_id, self.config.data.context,
                                             evaluate.batch or self.config.data.global_batch, evaluate.stride, job.shardings.params,
-                                            row_multiple(dict(job.mesh.shape), job.layout))
+                                            job.layout)
             params = self.state.ema if self.config.train.ema else self.state.params
             result = self._evaluator(params, job.prepared.split_stores(evaluate.split), evaluate.max_tokens, self.watchdog.beat)
         line = {"step": done, "kind": "eval", "split": evaluate.split, "seconds": self._seconds(), **result}

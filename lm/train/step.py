@@ -10,6 +10,7 @@ from lm import optim
 from lm.metrics import global_norm
 from lm.objectives import causal
 from lm.parallel import check_replication, parameter_shardings, replicated
+from lm.parallel.pipeline import micro_batches
 
 
 class TrainState(NamedTuple):
@@ -52,14 +53,12 @@ def gradients(model, params, batch, noise, config, shardings=None):
     if count == 1:
         grads, nats = grad(batch, noise)
     else:
-        # Row r goes to micro-batch r mod count: each device cuts its own rows, nothing moves.
-        micros = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1), (batch, noise))
 
         def add(sums, micro):
             return jax.tree.map(jnp.add, sums, grad(*micro)), None
 
         zero = (jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32))
-        (grads, nats), _ = jax.lax.scan(add, zero, micros)
+        (grads, nats), _ = jax.lax.scan(add, zero, micro_batches((batch, noise), count))
     return jax.tree.map(lambda g: g / total, grads), nats / total
 
 

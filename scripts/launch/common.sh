@@ -41,3 +41,21 @@ check() {
     [ -n "$2" ] || bad "$1 is missing: give $4"
     [[ "$2" =~ ^($3)$ ]] || bad "$1=$2 is not allowed: give $4"
 }
+
+# parse ARGUMENT...: what all launchers understand. --flag=VALUE sets the variable of a flag that is named in $values, the words after
+# -- are the command, and every other argument is for the launcher's own_flag.
+# shellcheck disable=SC2034,SC2154 # the launchers set `values` and read `command`
+parse() {
+    local _flag
+    while [ $# -gt 0 ]; do
+        _flag=${1%%=*} && _flag=${_flag#--}
+        case "$1" in
+            --dry-run) dry_run=1 ;;
+            -h | --help) help && exit ;;
+            --) shift && command=("$@") && break ;;
+            --*=*) if [[ " $values " = *" $_flag "* ]]; then printf -v "${_flag//-/_}" %s "${1#*=}"; else own_flag "$1"; fi ;;
+            *) own_flag "$1" ;;
+        esac
+        shift
+    done
+}

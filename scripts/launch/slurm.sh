@@ -21,18 +21,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 nodes='' per='' gpus_per_node=0 time='' partition='' account='' name=lm save_seconds=120 requeues=100 logs=runs/slurm setup=''
 command=() more=()
-while [ $# -gt 0 ]; do
+values="nodes per gpus-per-node time partition account name save-seconds requeues logs setup"
+own_flag() {
     case "$1" in
-        --nodes=* | --per=* | --gpus-per-node=* | --time=* | --partition=* | --account=* | --name=* | --save-seconds=* | --requeues=* | \
-            --logs=* | --setup=*) flag=${1%%=*} && flag=${flag#--} && printf -v "${flag//-/_}" %s "${1#*=}" ;;
         --sbatch=*) more+=("${1#*=}") ;;
-        --dry-run) dry_run=1 ;;
-        -h | --help) help && exit ;;
-        --) shift && command=("$@") && break ;;
         *) bad "unknown argument $1" ;;
     esac
-    shift
-done
+}
+parse "$@"
 word='[A-Za-z0-9_.:,@/+-]+'
 check --nodes "$nodes" '[1-9][0-9]*' "a number of nodes"
 check --per "$per" 'node|gpu' "node or gpu"

@@ -39,21 +39,17 @@ case "$action" in
     create | copy | install | run | up | watch | status | logs | stop | delete) shift ;;
     *) bad "'$action' is not an action" ;;
 esac
-while [ $# -gt 0 ]; do
+values="name project zone type version slices wait poll restarts setup worker slice"
+own_flag() {
     case "$1" in
-        --name=* | --project=* | --zone=* | --type=* | --version=* | --slices=* | --wait=* | --poll=* | --restarts=* | --setup=* | \
-            --worker=* | --slice=*) flag=${1%%=*} && printf -v "${flag#--}" %s "${1#*=}" ;;
         --create-flag=*) create_flags+=("${1#*=}") ;;
         --ssh-flag=*) ssh_flags+=("${1#*=}") ;;
         --spot) spot=1 ;;
         --follow) follow=--follow ;;
-        --dry-run) dry_run=1 ;;
-        -h | --help) help && exit ;;
-        --) shift && command=("$@") && break ;;
         *) bad "unknown argument $1" ;;
     esac
-    shift
-done
+}
+parse "$@"
 check --name "$name" '[a-z][-a-z0-9]*' "the TPU's name: lower-case letters, digits and -"
 check --project "$project" '[-a-z0-9.:]+' "the id of a Google Cloud project"
 check --zone "$zone" '[-a-z0-9]+' "a zone with such TPUs, such as us-west4-a"
