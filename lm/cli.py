@@ -11,6 +11,10 @@ import warnings
 from lm.errors import ConfigError, LmError
 
 
+# Freed memory is kept, and huge pages are asked for.
+MEMORY_TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000"
+
+
 class Parser(argparse.ArgumentParser):
     """argparse without abbreviations, whose errors are one line."""
 
@@ -110,5 +114,5 @@ def keep_memory():
     accelerators = ("/dev/accel0", "/dev/vfio/0", "/dev/nvidia0", "/dev/kfd")
     if not sys.platform.startswith("linux") or "GLIBC_TUNABLES" in os.environ or any(map(os.path.exists, accelerators)):
         return
-    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000"
+    os.environ["GLIBC_TUNABLES"] = MEMORY_TUNABLES
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -28,6 +28,10 @@ class ProcessError(LmError):
     """A process of a job is missing, gone, stuck or not like the others (exit code 1)."""
 
 
+class BenchError(LmError):
+    """A benchmark, or the program that it compares with, did not run (exit code 1)."""
+
+
 class DiskError(LmError):
     """A work directory that cannot be written, because the disk is full or read-only (exit code 1)."""
 

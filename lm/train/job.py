@@ -14,9 +14,9 @@ from lm.data.prepare import PreparedData, prepare
 from lm.errors import ConfigError
 from lm.metrics import train_flops_per_token
 from lm.objectives import causal
-from lm.parallel import Layout, batch_sharding, make_mesh, replicated
+from lm.parallel import Layout, batch_sharding, make_mesh
 from lm.parallel import layout as layouts
-from lm.train.step import Shardings, TrainState, init_state, state_shardings, train_step
+from lm.train.step import Shardings, TrainState, init_state, jitted_step, state_shardings
 
 
 @dataclasses.dataclass
@@ -64,11 +64,7 @@ class Job:
         """The train step compiled once, for the shapes of this run; anything else is an error instead of a second compilation."""
         row, rows, sharding = self.data.batch(0, self.build, slice(1)), self.config.data.global_batch, batch_sharding(self.mesh)
         batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype, sharding=sharding), row)
-        step = jax.jit(
-            lambda state, batch: train_step(state, batch, model=self.model, optimizer=self.optimizer, learning_rate=self.learning_rate,
-                                            config=self.config, shardings=self.lay),
-            in_shardings=(self.shardings, sharding), out_shardings=(self.shardings, replicated(self.mesh)), donate_argnums=0,
-        )
+        step = jitted_step(self.model, self.optimizer, self.learning_rate, self.config, self.mesh, self.lay)
         return step.lower(self.abstract_state(), batch).compile()
 
     def build(self, rows):

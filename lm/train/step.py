@@ -1,5 +1,6 @@
 """The state of training, and one pure step of it."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import optax
 from lm import optim
 from lm.metrics import global_norm
 from lm.objectives import causal
-from lm.parallel import check_replication, parameter_shardings, replicated
+from lm.parallel import batch_sharding, check_replication, parameter_shardings, replicated
 from lm.parallel.pipeline import micro_batches
 
 
@@ -89,6 +90,13 @@ def train_step(state: TrainState, batch: dict, *, model, optimizer, learning_rat
         "learning_rate": jnp.asarray(rate, jnp.float32), "targets": jnp.sum(batch["weights"] > 0), "finite": finite,
     }
     return new, metrics
+
+
+def jitted_step(model, optimizer, learning_rate, config, mesh, shardings):
+    """`train_step` under jit on a mesh: (state, batch) to (state, metrics), in place of the state."""
+    step = functools.partial(train_step, model=model, optimizer=optimizer, learning_rate=learning_rate, config=config, shardings=shardings)
+    return jax.jit(step, in_shardings=(shardings.state, batch_sharding(mesh)), out_shardings=(shardings.state, replicated(mesh)),
+                   donate_argnums=0)
 
 
 class Shardings(NamedTuple):

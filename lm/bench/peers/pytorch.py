@@ -1,0 +1,106 @@
+"""PyTorch: a GPT-2 on `scaled_dot_product_attention`, and `nn.LSTM`, eager and by `torch.compile`, with the fused AdamW."""
+
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lm.bench.shapes import BETAS, CLIP, EPSILON, HEAD_WIDTH, LEARNING_RATE, WEIGHT_DECAY, Shape, random_tokens
+from lm.bench.worker import peak_memory
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, pre-norm."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.heads = max(1, width // HEAD_WIDTH)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.output = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        """[B, T, D] to [B, T, D]."""
+        batch, length, width = x.shape
+        q, k, v = (part.view(batch, length, self.heads, -1).transpose(1, 2) for part in self.qkv(self.norm1(x)).split(width, dim=2))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.output(y.transpose(1, 2).reshape(batch, length, width))
+        return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
+
+
+class GPT(nn.Module):
+    """Tokens [B, T] to logits [B, T, V]; embeddings are tied."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(shape.vocab_size, shape.width), nn.Embedding(shape.context, shape.width)
+        for table in (self.tokens, self.positions):
+            nn.init.normal_(table.weight, std=0.02)
+        self.blocks = nn.ModuleList(Block(shape.width) for _ in range(shape.layers))
+        self.norm = nn.LayerNorm(shape.width)
+
+    def forward(self, tokens):
+        """Logits."""
+        x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1]))
+        for block in self.blocks:
+            x = block(x)
+        return F.linear(self.norm(x), self.tokens.weight)
+
+
+class LSTM(nn.Module):
+    """Tokens [B, T] to logits [B, T, V]; embeddings are tied."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.tokens = nn.Embedding(shape.vocab_size, shape.width)
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        self.cells = nn.LSTM(shape.width, shape.width, shape.layers, batch_first=True)
+
+    def forward(self, tokens):
+        """Logits."""
+        return F.linear(self.cells(self.tokens(tokens))[0], self.tokens.weight)
+
+
+class Training:
+    """Trains one shape; see `lm.bench.worker`."""
+
+    def __init__(self, shape: list, compiled: bool, channels_first: bool = False):
+        torch.manual_seed(0)
+        shape = Shape(*shape)
+        self._model = (LSTM if shape.family == "lstm" else GPT)(shape)
+        matrices = [p for p in self._model.parameters() if p.ndim == 2]
+        vectors = [p for p in self._model.parameters() if p.ndim != 2]
+        groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
+        self._optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPSILON, fused=True)
+        tokens = torch.from_numpy(random_tokens(shape)).long()
+        self._tokens, self._targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+        def loss(tokens, targets):
+            return F.cross_entropy(self._model(tokens).flatten(0, 1), targets.flatten())
+
+        self._loss = torch.compile(loss) if compiled else loss
+
+    def first(self) -> dict:
+        """The first step, cold: seconds from nothing compiled to its loss."""
+        start = time.perf_counter()
+        (loss,) = self.steps(1, losses=True)
+        return {"seconds": time.perf_counter() - start, "loss": loss, "parameters": sum(p.numel() for p in self._model.parameters())}
+
+    def steps(self, count: int, losses: bool = False) -> list[float]:
+        """Seconds of each of some steps, or their losses."""
+        seconds, values = [], []
+        for _ in range(count):
+            start = time.perf_counter()
+            loss = self._loss(self._tokens, self._targets)
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self._model.parameters(), CLIP)
+            self._optimizer.step()
+            values.append(loss.item())
+            seconds.append(time.perf_counter() - start)
+        return values if losses else seconds
+
+    def memory(self) -> int:
+        """Peak bytes of the process."""
+        return peak_memory()
