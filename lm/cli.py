@@ -10,7 +10,6 @@ import warnings
 
 from lm.errors import ConfigError, LmError
 
-
 # Freed memory is kept, and huge pages are asked for.
 MEMORY_TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000"
 

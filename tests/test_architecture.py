@@ -66,7 +66,8 @@ def state():
 
 before = state()
 import lm
-names = [module.name for module in pkgutil.walk_packages(lm.__path__, "lm.")]
+# The peers of the benchmarks are other frameworks.
+names = [module.name for module in pkgutil.walk_packages(lm.__path__, "lm.") if not module.name.startswith("lm.bench.peers.")]
 for name in names:
     importlib.import_module(name)
 after = state()
