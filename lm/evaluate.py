@@ -43,13 +43,13 @@ class Evaluator:
     """A compiled scoring function for one model, mesh and batch shape."""
 
     def __init__(self, model, mesh, bos_id: int, context: int, batch: int, stride: int = 0, param_shardings=None,
-                 layout: Layout = Layout()):  # noqa: B008 - it is immutable
+                 layout: Layout = Layout(), loss_chunk: int = 0):  # noqa: B008 - it is immutable
         """`batch` is rounded up to what the mesh and the layout can cut."""
         multiple = row_multiple(dict(mesh.shape), layout)
         self.batch = -(-batch // multiple) * multiple
         self.context, self.stride, self.bos_id = context, stride or context, bos_id
         self._sharding = batch_sharding(mesh)
-        self._score = jax.jit(lambda params, batch: causal.token_nats(model, params, batch),
+        self._score = jax.jit(lambda params, batch: causal.token_nats(model, params, batch, loss_chunk),
                               in_shardings=(param_shardings, self._sharding), out_shardings=replicated(mesh))
 
     def rows(self, store: TokenStore, stop: int) -> Iterator[Rows]:
@@ -144,7 +144,8 @@ def evaluate_run(workdir, step: int | None = None, split: str = "validation", da
     config = run.config
     batch = batch or config.eval.batch or config.data.global_batch
     stride = stride or config.eval.stride
-    evaluator = Evaluator(run.model, mesh, run.tokenizer.bos_id, config.data.context, batch, stride, replicated(mesh))
+    evaluator = Evaluator(run.model, mesh, run.tokenizer.bos_id, config.data.context, batch, stride, replicated(mesh),
+                          loss_chunk=config.train.loss_chunk)
     with jax.set_mesh(mesh):
         return {"step": step, **evaluator(params, stores), "split": None if data else split, "data": data}
 

@@ -1,4 +1,4 @@
-"""Cross-entropy over the vocabulary: a dense form to check against and a chunked one that never holds [B, T, V] logits.
+"""Cross-entropy over the vocabulary: a dense form to check against and one by chunks, which need not hold [B, T, V] logits.
 
 Both return sums, in float32 whatever the type of the hidden states; whoever calls them divides once, by the global sum of
 the weights. The z-loss (Chowdhery et al. 2022) is weight * log_normaliser^2 per token.
@@ -10,18 +10,29 @@ import jax
 import jax.numpy as jnp
 
 from lm.models import logits_of
-from lm.parallel import constrain, extent
+from lm.parallel import alone_on_cpu, constrain, extent
+
+# Rows whose logits a CPU makes at once: few enough to stay in its caches, enough to keep matrix products fast (scripts/bench.py train).
+CPU_ROWS = 512
 
 
-def token_losses(hidden, unembedding, targets, z_loss: float = 0.0):
-    """(cross-entropy [..., T], z-loss [..., T]) in nats per token, of hidden [..., T, D] and unembedding [D, V]."""
-    logits = constrain(logits_of(constrain(hidden, "batch", "time", "act_width"), unembedding), "batch", "time", "act_vocab")
+def _logits(hidden, unembedding):
+    return constrain(logits_of(constrain(hidden, "batch", "time", "act_width"), unembedding), "batch", "time", "act_vocab")
+
+
+def _of_logits(logits, targets, z_loss):
+    """(cross-entropy, z-loss, log-normaliser), each [..., T]."""
     log_normaliser = jax.nn.logsumexp(logits, axis=-1)
     if extent("act_vocab") == 1:
         target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     else:  # each device looks among its own columns; to look one up, all would be gathered
         target_logits = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0.0), axis=-1)
-    return log_normaliser - target_logits, z_loss * jnp.square(log_normaliser)
+    return log_normaliser - target_logits, z_loss * jnp.square(log_normaliser), log_normaliser
+
+
+def token_losses(hidden, unembedding, targets, z_loss: float = 0.0):
+    """(cross-entropy [..., T], z-loss [..., T]) in nats per token, of hidden [..., T, D] and unembedding [D, V]."""
+    return _of_logits(_logits(hidden, unembedding), targets, z_loss)[:2]
 
 
 def dense_loss(hidden, unembedding, targets, weights, z_loss: float = 0.0):
@@ -30,9 +41,30 @@ def dense_loss(hidden, unembedding, targets, weights, z_loss: float = 0.0):
     return jnp.sum(weights * (cross_entropy + z)), jnp.sum(weights * cross_entropy)
 
 
-def chunked_loss(hidden, unembedding, targets, weights, z_loss: float, chunk: int):
-    """`dense_loss` with the logits of at most `chunk` positions per row at once; `chunk` divides T."""
+def loss(hidden, unembedding, targets, weights, z_loss: float = 0.0, chunk: int = 0):
+    """`dense_loss` with the logits of at most `chunk` positions per row at once; `chunk` divides T.
+
+    0 is the whole row, but on one CPU: there, logits that stay in the caches are faster.
+    """
+    chunk = chunk_of(chunk, *targets.shape)
+    if chunk == targets.shape[1]:
+        return dense_loss(hidden, unembedding, targets, weights, z_loss)
     return _chunked(hidden, unembedding, targets, weights, z_loss, chunk)
+
+
+def chunked_token_nats(hidden, unembedding, targets, chunk: int = 0):
+    """Cross-entropy [B, T] in nats per token, by chunks as in `loss`; not for gradients."""
+    chunk = chunk_of(chunk, *targets.shape)
+    parts = jax.lax.map(lambda part: token_losses(part[0], unembedding, part[1])[0], _chunks(chunk, hidden, targets))
+    return _joined(parts, targets.shape)
+
+
+def chunk_of(chunk: int, rows: int, length: int) -> int:
+    """Positions per row whose logits exist at once, where a config leaves it at 0."""
+    if chunk or not alone_on_cpu():
+        return min(chunk, length) or length
+    most = max(1, CPU_ROWS // rows)
+    return max(size for size in range(1, length + 1) if length % size == 0 and size <= most)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -65,13 +97,14 @@ def _joined(chunks, shape):
 
 def _chunked_forward(hidden, unembedding, targets, weights, z_loss, chunk):
     """The gradient is taken here, chunk by chunk while the logits exist, and only scaled later: nothing is computed twice."""
+    matrix = unembedding.astype(hidden.dtype)
 
     def add(carry, part):
         sums, d_unembedding = carry
-        hidden_part, targets_part, weights_part = part
-        (d_hidden, d_matrix), loss = jax.grad(
-            lambda h, w: _with_aux(dense_loss(h, w, targets_part, weights_part, z_loss)), argnums=(0, 1), has_aux=True,
-        )(hidden_part, unembedding)
+        hidden_part = constrain(part[0], "batch", "time", "act_width")
+        loss, d_logits = _with_gradient(hidden_part, matrix, *part[1:], z_loss)
+        d_hidden = jnp.einsum("btv,dv->btd", d_logits, matrix)
+        d_matrix = jnp.einsum("btd,btv->dv", hidden_part, d_logits, preferred_element_type=jnp.float32)
         return (jax.tree.map(jnp.add, sums, loss), d_unembedding + d_matrix), d_hidden
 
     zero = jnp.zeros((), jnp.float32)
@@ -80,8 +113,16 @@ def _chunked_forward(hidden, unembedding, targets, weights, z_loss, chunk):
     return sums, (_joined(d_hidden, hidden.shape), d_unembedding)
 
 
-def _with_aux(sums):
-    return sums[0], sums
+def _with_gradient(hidden, matrix, targets, weights, z_loss):
+    """(the sums of `dense_loss`, the gradient of the first by the logits [B, T, V] in hidden's type).
+
+    With p the softmax and n its log-normaliser: weight * (p - [v is the target] + 2 z_loss n p). One pass over the logits makes it.
+    """
+    logits = _logits(hidden, matrix)
+    cross_entropy, z, log_normaliser = _of_logits(logits, targets, z_loss)
+    d_logits = jnp.exp(logits - log_normaliser[..., None]) * (weights * (1 + 2 * z_loss * log_normaliser))[..., None]
+    d_logits = d_logits - jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], weights[..., None], 0.0)
+    return (jnp.sum(weights * (cross_entropy + z)), jnp.sum(weights * cross_entropy)), d_logits.astype(hidden.dtype)
 
 
 def _chunked_backward(z_loss, chunk, residuals, cotangents):

@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from lm.losses import chunked_loss, dense_loss, token_losses
+from lm.losses import chunk_of, chunked_token_nats, dense_loss, loss, token_losses
 
 BATCH, TIME, WIDTH, VOCAB = 2, 12, 8, 17
 RNG = np.random.default_rng(0)
@@ -40,7 +40,7 @@ def dense(h, w, z_loss):
 
 
 def chunked(chunk):
-    return lambda h, w, z_loss: chunked_loss(h, w, TARGETS, WEIGHTS, z_loss, chunk)[0]
+    return lambda h, w, z_loss: loss(h, w, TARGETS, WEIGHTS, z_loss, chunk)[0]
 
 
 def test_token_losses_are_optaxs_and_numpys():
@@ -71,9 +71,25 @@ def test_dense_gradient_is_the_closed_form(z_loss):
 
 @pytest.mark.parametrize(("chunk", "z_loss"), [(1, 0.0), (3, 0.1), (4, 0.0), (12, 0.1)])
 def test_chunked_is_dense_in_value_and_gradient(chunk, z_loss):
-    values = jax.jit(lambda: chunked_loss(HIDDEN, MATRIX, TARGETS, WEIGHTS, z_loss, chunk))()
+    values = jax.jit(lambda: loss(HIDDEN, MATRIX, TARGETS, WEIGHTS, z_loss, chunk))()
     close(values, dense_loss(HIDDEN, MATRIX, TARGETS, WEIGHTS, z_loss))
     close(gradient(chunked(chunk), z_loss), gradient(dense, z_loss))
+
+
+@pytest.mark.parametrize("chunk", [0, 1, 3, 12, 100])
+def test_chunks_change_no_tokens_nats(chunk):
+    got = jax.jit(lambda: chunked_token_nats(HIDDEN, MATRIX, TARGETS, chunk))()
+    close(got, token_losses(HIDDEN, MATRIX, TARGETS)[0])
+
+
+def test_one_cpu_takes_512_rows_at_a_time_and_a_mesh_what_it_is_told():
+    alone, pair = (jax.make_mesh((n,), ("replica",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:n]) for n in (1, 2))
+    with jax.set_mesh(alone):
+        assert [chunk_of(0, rows, 256) for rows in (1, 8, 16, 300, 1000)] == [256, 64, 32, 1, 1]
+        assert (chunk_of(0, 3, 512), chunk_of(128, 8, 256), chunk_of(256, 8, 256)) == (128, 128, 256)
+    with jax.set_mesh(pair):
+        assert (chunk_of(0, 8, 256), chunk_of(64, 8, 256)) == (256, 64)
+    assert (chunk_of(0, 8, 256), chunk_of(512, 8, 256)) == (256, 256)
 
 
 def test_chunked_gradient_carries_the_scale_from_above():
@@ -113,7 +129,7 @@ def test_chunked_loss_never_holds_all_logits(chunk, fits):
     batch, time, width, vocab = 2, 512, 8, 4096
     shapes = ((batch, time, width), jnp.float32), ((width, vocab), jnp.float32), ((batch, time), jnp.int32), ((batch, time), jnp.float32)
     arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
-    function = jax.grad(lambda h, w, t, weights: chunked_loss(h, w, t, weights, 1e-4, chunk)[0], argnums=(0, 1))
+    function = jax.grad(lambda h, w, t, weights: loss(h, w, t, weights, 1e-4, chunk)[0], argnums=(0, 1))
     held = jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
     assert (held < 4 * batch * time * vocab / 4) == fits
     largest = max(aval.size for aval in avals(jax.make_jaxpr(function)(*arguments).jaxpr) if hasattr(aval, "size"))

@@ -115,7 +115,8 @@ _TRAIN = {
     "train.log_every": _free(10, "Steps between train lines in metrics.jsonl.", minimum=1),
     "train.z_loss": Key(0.0, "Weight of the squared log-normaliser in the loss.", minimum=0.0),
     "train.ema": Key(0.0, "Decay of a running mean of the weights, used for evaluation; 0 is off.", minimum=0.0, maximum=0.999999),
-    "train.loss_chunk": _free(0, "Positions per row whose logits exist at once; 0 is all of them.", minimum=0),
+    "train.loss_chunk": _free(0, "Positions per row whose logits exist at once; 0 is all of them, on one CPU as many as its caches like.",
+                              minimum=0),
     "train.nonfinite": Key("stop", "On a loss or gradient that is not finite: stop, or skip the update and count it.",
                            choices=("stop", "skip")),
 }

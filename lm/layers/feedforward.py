@@ -8,6 +8,23 @@ from jax.ad_checkpoint import checkpoint_name
 from lm.layers.dense import Kernel, project
 from lm.parallel import constrain
 
+GELU_SLOPE, GELU_CUBE = (2 / 3.141592653589793) ** 0.5, 0.044715
+
+
+@jax.custom_vjp
+def gelu(x):
+    """GELU (Hendrycks and Gimpel 2016) by its tanh; backward it computes the tanh again, so that x alone is kept."""
+    return 0.5 * x * (1 + jnp.tanh(GELU_SLOPE * (x + GELU_CUBE * x**3)))
+
+
+def _gelu_backward(x, d_y):
+    tanh = jnp.tanh(GELU_SLOPE * (x + GELU_CUBE * x**3))
+    slope = 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh**2) * GELU_SLOPE * (1 + 3 * GELU_CUBE * x**2)
+    return ((d_y * slope).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
 
 class FeedForward(nn.Module):
     """[B, T, D] to [B, T, D] through F units. `output_scale` shrinks the output matrix at initialisation."""
@@ -27,7 +44,7 @@ class FeedForward(nn.Module):
             y = nn.silu(checkpoint_name(gated, "ff_gate")) * checkpoint_name(linear, "ff_up")
         else:
             y = checkpoint_name(project(x, [up], "batch", "time", "act_width")[0], "ff_up")
-            y = nn.gelu(y, approximate=True) if self.activation == "gelu" else jnp.square(jax.nn.relu(y))
+            y = gelu(y) if self.activation == "gelu" else jnp.square(jax.nn.relu(y))
         y = constrain(checkpoint_name(y, "ff_hidden"), "batch", "time", "act_ff")
         down = Kernel(width, ("ff", "width"), scale=self.output_scale, bias=self.bias, name="down")(self.ff_width, x.dtype)
         (y,) = project(y, [down], "batch", "time", "act_ff")

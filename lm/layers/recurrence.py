@@ -43,6 +43,8 @@ def gru_step(state, projected, product, bias):
 
 
 STEPS = {"rnn": rnn_step, "lstm": lstm_step, "gru": gru_step}
+# Cells that only see the sum of both products: it is kept for the backward pass, and its gradient is that of either.
+OF_SUMS = ("rnn", "lstm")
 
 
 def _product(form, a, b, dtype):
@@ -82,10 +84,11 @@ def _scan_forward(cell, unroll, state, projected, keep, parameter, bias):
 
     def advance(state, now):
         after, before, product = _advance(cell, projected.dtype, recurrent, bias, state, *now)
-        return after, (after[0], before, product)
+        return after, (after[0], before, now[0].astype(jnp.float32) + product if cell in OF_SUMS else product)
 
     state, (outputs, befores, products) = jax.lax.scan(advance, state, (projected, keep), unroll=unroll)
-    return (state, outputs), (befores, projected, products, keep, parameter, bias)
+    like = jnp.zeros((), projected.dtype)  # carries the type of the products
+    return (state, outputs), (befores, like if cell in OF_SUMS else projected, products, keep, parameter, bias)
 
 
 def _scan_backward(cell, unroll, residuals, cotangents):
@@ -93,6 +96,7 @@ def _scan_backward(cell, unroll, residuals, cotangents):
     if gathers():  # and not what the forward pass gathered: it would have to wait until now
         parameter = jax.lax.optimization_barrier(parameter)
     recurrent, to_parameter = jax.vjp(lambda p: gate_matrix(p, GATES[cell]), parameter)
+    transposed = recurrent.astype(projected.dtype).transpose(1, 2, 0)  # once, and not in the body of the loop
     d_state, d_outputs = cotangents
     dtype = projected.dtype
 
@@ -100,16 +104,23 @@ def _scan_backward(cell, unroll, residuals, cotangents):
         d_after, d_bias = carry
         before, projected, product, keep, d_output = now
         d_after = (d_after[0] + d_output, *d_after[1:])
-        _, pull = jax.vjp(STEPS[cell], before, projected.astype(jnp.float32), product, bias)
-        d_before, d_projected, d_product, d_bias_now = pull(d_after)
-        d_state = constrain(_product("bgk,dgk->bd", d_product, recurrent, dtype), "batch", "act_cell")
+        if cell in OF_SUMS:
+            _, pull = jax.vjp(lambda before, total: STEPS[cell](before, total, 0.0, None), before, product)
+            (d_before, d_product), d_projected, d_bias_now = pull(d_after), None, None
+        else:
+            _, pull = jax.vjp(STEPS[cell], before, projected.astype(jnp.float32), product, bias)
+            d_before, d_projected, d_product, d_bias_now = pull(d_after)
+            d_projected = d_projected.astype(dtype)
+        d_state = constrain(_product("bgk,gkd->bd", d_product, transposed, dtype), "batch", "act_cell")
         d_before = (d_before[0] + d_state, *d_before[1:])
         carry = tuple(part * keep for part in d_before), jax.tree.map(jnp.add, d_bias, d_bias_now)
-        return carry, (d_projected.astype(dtype), d_product)
+        return carry, (d_projected, d_product)
 
     start = d_state, jax.tree.map(jnp.zeros_like, bias)
-    (d_state, d_bias), (d_projected, d_products) = jax.lax.scan(
-        retreat, start, (befores, projected, products, keep, d_outputs), unroll=unroll, reverse=True)
+    xs = befores, None if cell in OF_SUMS else projected, products, keep, d_outputs
+    (d_state, d_bias), (d_projected, d_products) = jax.lax.scan(retreat, start, xs, unroll=unroll, reverse=True)
+    if cell in OF_SUMS:
+        d_projected = d_products.astype(dtype)
     # One large product over all times and rows, where autodiff would add up T small ones.
     if extent("batch") == 1:
         rows = d_products.shape[0] * d_products.shape[1]
@@ -153,9 +164,10 @@ class Recurrence(nn.Module):
         if self.cell == "lstm":  # the forget gate starts open (Jozefowicz et al. 2015)
             bias = bias + jnp.array([0.0, 1.0, 0.0, 0.0])[:, None]
         recurrent_bias = self._vector("recurrent_bias", self.width) if self.cell == "gru" else None
-        projected = again(lambda x, kernel: matmul(x, gate_matrix(kernel, gates)))(x, kernel.astype(x.dtype))
-        projected = jnp.swapaxes(projected + bias.astype(x.dtype), 0, 1)
-        projected = constrain(projected, "scan_time", "batch", "gates", "act_cell")
+        # Time first before the product, whose result is several times as large. Rows over devices do not lie in one piece.
+        product = matmul if extent("batch") == 1 else functools.partial(jnp.tensordot, axes=1)
+        projected = again(lambda x, kernel: product(x, gate_matrix(kernel, gates)))(jnp.swapaxes(x, 0, 1), kernel.astype(x.dtype))
+        projected = constrain(projected + bias.astype(x.dtype), "scan_time", "batch", "gates", "act_cell")
         if valid is None:
             keep = 1.0 - restart.T[..., None].astype(jnp.float32)
             state, outputs = scan_cell(self.cell, min(self.unroll, x.shape[1]), state, projected, keep, recurrent, recurrent_bias)

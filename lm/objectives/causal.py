@@ -24,12 +24,10 @@ def loss(model, params, batch, *, z_loss: float = 0.0, chunk: int = 0, noise=Non
     """
     hidden = model.apply(params, batch, noise)
     matrix = model.unembedding(params)
-    if chunk and chunk < hidden.shape[1]:
-        return losses.chunked_loss(hidden, matrix, batch["targets"], batch["weights"], z_loss, chunk)
-    return losses.dense_loss(hidden, matrix, batch["targets"], batch["weights"], z_loss)
+    return losses.loss(hidden, matrix, batch["targets"], batch["weights"], z_loss, chunk)
 
 
-def token_nats(model, params, batch):
+def token_nats(model, params, batch, chunk: int = 0):
     """Cross-entropy of each target, [B, T] in float32 nats, without dropout."""
     hidden = model.apply(params, batch)
-    return losses.token_losses(hidden, model.unembedding(params), batch["targets"])[0]
+    return losses.chunked_token_nats(hidden, model.unembedding(params), batch["targets"], chunk)

@@ -67,6 +67,12 @@ def extent(*names: str) -> int:
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)
 
 
+def alone_on_cpu() -> bool:
+    """True where the mesh of `jax.set_mesh` is one CPU: programs then take pieces that stay in its caches."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.size == 1 and mesh.abstract_device is not None and mesh.abstract_device.platform == "cpu"
+
+
 def dividing(name: str, size: int) -> tuple[str, ...]:
     """The mesh axes above 1 that cut an axis of this logical name and size; none when they do not divide it."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -1,11 +1,8 @@
 """The causal objective on random stores, against the definition: every token is predicted once, from its own document."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import losses
 from lm.data.packing import count_rows, read_rows
 from lm.data.store import TokenStore
 from lm.data.tokenizers import ByteTokenizer
@@ -90,13 +87,3 @@ def test_loss_is_the_weighed_sum_whatever_the_chunk():
         total, cross_entropy = causal.loss(model, model.params, batch, z_loss=0.1, chunk=chunk)
         np.testing.assert_allclose(cross_entropy, np.sum(batch["weights"] * nats), rtol=1e-6)
         np.testing.assert_allclose(total, np.sum(batch["weights"] * (nats + 0.1 * normaliser**2)), rtol=1e-6)
-
-
-@pytest.mark.parametrize(("chunk", "called"), [(0, "dense_loss"), (8, "dense_loss"), (4, "chunked_loss")])
-def test_rows_longer_than_a_chunk_take_the_chunked_loss(monkeypatch, chunk, called):
-    calls, model = [], Lookup()
-    for name in ("dense_loss", "chunked_loss"):
-        monkeypatch.setattr(losses, name, lambda *args, name=name: calls.append(name))
-    batch = {name: jnp.zeros((1, 8), int) for name in ("tokens", "targets", "weights")}
-    causal.loss(model, jax.tree.map(jnp.asarray, model.params), batch, chunk=chunk)
-    assert calls == [called]
