@@ -27,6 +27,8 @@ KNOWN_PEAKS = {
     "V100": 125e12,
 }
 
+_LARGEST_PRODUCT = 16384
+
 
 def train_flops_per_token(model, context: int) -> float:
     """FLOPs of forward and backward per token, for rows of `context` tokens."""
@@ -44,14 +46,27 @@ def peak_flops(device: jax.Device | None = None) -> tuple[float, str]:
 
 
 @functools.cache
-def measured_peak(device: jax.Device, size: int = 2048, repeats: int = 4) -> float:
-    """FLOP/s of a float32 [size, size] matrix product on an otherwise idle device, the best of a few."""
+def measured_peak(device: jax.Device, size: int = 1024, seconds: float = 5e-3, repeats: int = 6) -> float:
+    """FLOP/s of a float32 matrix product on an otherwise idle device, the best of a few.
+
+    Its size doubles from [size, size] on until a product takes `seconds`: a run waits for this at its start, and a small product
+    leaves a fast device idle.
+    """
+    best = _product_seconds(device, size, repeats)
+    while best < seconds and size < _LARGEST_PRODUCT:
+        size *= 2
+        best = _product_seconds(device, size, repeats)
+    return 2 * size**3 / best
+
+
+def _product_seconds(device, size, repeats) -> float:
+    """Least seconds of a product [size, size] x [size, size]."""
     x = jax.device_put(jnp.ones((size, size), jnp.float32), device)
-    product = jax.jit(lambda a: a @ a)
+    product = jax.jit(lambda a: a @ a).lower(x).compile()
     product(x).block_until_ready()
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
         product(x).block_until_ready()
         best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    return best

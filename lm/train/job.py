@@ -1,6 +1,7 @@
 """A training run set up from its config: data, model, optimizer and where every array lies; nothing is compiled yet."""
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -45,14 +46,21 @@ class Job:
         items = {"params": tree.params, "opt_state": tree.opt_state}
         return items | ({"ema": tree.ema} if self.config.train.ema else {})
 
+    @functools.cached_property
+    def _init(self):
+        """`init_state` under jit: its one trace serves `abstract_state` and `initial_state`."""
+        return jax.jit(functools.partial(init_state, self.model, self.optimizer, with_ema=bool(self.config.train.ema)),
+                       out_shardings=self.shardings)
+
     def initial_state(self) -> TrainState:
         """A fresh state, made in place on the mesh."""
-        make = jax.jit(lambda key: init_state(self.model, self.optimizer, key, bool(self.config.train.ema)), out_shardings=self.shardings)
-        return make(jax.random.key(self.config.seed))
+        with jax.set_mesh(self.mesh):
+            return self._init(jax.random.key(self.config.seed))
 
     def abstract_state(self) -> TrainState:
         """Shapes, types and shardings of the state."""
-        shapes = jax.eval_shape(lambda key: init_state(self.model, self.optimizer, key, bool(self.config.train.ema)), jax.random.key(0))
+        with jax.set_mesh(self.mesh):
+            shapes = self._init.eval_shape(jax.random.key(self.config.seed))
         return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, self.shardings)
 
     def resumed_state(self, restored) -> TrainState:

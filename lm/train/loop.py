@@ -4,6 +4,7 @@ import contextlib
 import pathlib
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
@@ -98,11 +99,13 @@ class Loop(contextlib.AbstractContextManager):
             self.progress.say(f"layout: {layouts.describe(dict(self.job.mesh.shape), self.job.layout, self.config.layout.zero)}")
         if self.first >= last:
             return self._result(self._last_line())
-        self.peak, _ = (self.config.metrics.peak_flops, "") if self.config.metrics.peak_flops else peak_flops()
+        with self.clock("peak"):
+            self.peak = self.config.metrics.peak_flops or peak_flops()[0]
         with jax.set_mesh(self.job.mesh):
-            with self.clock("compile"):
+            with self.clock("compile"), ThreadPoolExecutor(1) as beside:
+                state = None if self.state else beside.submit(self.job.initial_state)  # has a program of its own to compile
                 step = self.job.compile_step()
-                self.state = self.state or self.job.initial_state()
+                self.state = self.state or state.result()
             self._signals.start_loop()
             data = self.config.data
             feed = Feed(lambda index, rows: self.job.data.batch(index, self.job.build, rows), self.first, last,
@@ -194,7 +197,7 @@ class Loop(contextlib.AbstractContextManager):
             if self._evaluator is None:
                 self._evaluator = Evaluator(job.model, job.mesh, job.prepared.tokenizer.bos_id, self.config.data.context,
                                             evaluate.batch or self.config.data.global_batch, evaluate.stride, job.shardings.params,
-                                            job.layout)
+                                            job.layout, self.config.train.loss_chunk)
             params = self.state.ema if self.config.train.ema else self.state.params
             result = self._evaluator(params, job.prepared.split_stores(evaluate.split), evaluate.max_tokens, self.watchdog.beat)
         line = {"step": done, "kind": "eval", "split": evaluate.split, "seconds": self._seconds(), **result}
