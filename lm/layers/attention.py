@@ -1,5 +1,6 @@
 """Causal self-attention over packed rows (Vaswani et al. 2017), with grouped key/value heads (Ainslie et al. 2023) and a decoding cache."""
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -19,30 +20,50 @@ MOST_BLOCKS = 8
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens so far, each [B, S, K, Dh]; rows fill from the left."""
+    """Keys and values in slots for S tokens, each [N, S, Dh] with N = K B: what a head reads lies in one piece.
+
+    The axes K and B are one, as the products need them: XLA for CPUs copies a cache that is reshaped between writing and reading.
+    """
 
     keys: jax.Array
     values: jax.Array
 
 
+class Place(NamedTuple):
+    """Where n new tokens go in a cache: the first one's slot, [] or [B], and the slots that each token sees, [B, n, S]."""
+
+    slot: jax.Array
+    visible: jax.Array
+
+
 def attend(q_BTHDh, k_BSKDh, v_BSKDh, mask_BTS):
     """Softmax attention, [B, T, H, Dh]. Logits and softmax in float32; every query must see at least one key."""
+    return attend_heads_first(q_BTHDh, heads_first(k_BSKDh), heads_first(v_BSKDh), mask_BTS)
+
+
+def heads_first(x_BSKDh):
+    """[K B, S, Dh]."""
+    batch, length, heads, head_width = x_BSKDh.shape
+    return x_BSKDh.transpose(2, 0, 1, 3).reshape(heads * batch, length, head_width)
+
+
+def attend_heads_first(q_BTHDh, k_NSDh, v_NSDh, mask_BTS):
+    """`attend` to keys and values as a cache has them, N = K B."""
     batch, length, heads, head_width = q_BTHDh.shape
-    keys, kv_heads = k_BSKDh.shape[1:3]
-    group = heads // kv_heads
+    rows, keys, _ = k_NSDh.shape
+    kv_heads, group = rows // batch, heads * batch // rows
     # One batch axis and contiguous rows: the products run at full speed, and the heads of a group share their keys.
-    q = (q_BTHDh * head_width**-0.5).reshape(batch, length, kv_heads, group, head_width).transpose(0, 2, 3, 1, 4)
-    k, v = (x.transpose(0, 2, 1, 3).reshape(batch * kv_heads, keys, head_width) for x in (k_BSKDh, v_BSKDh))
-    logits = jnp.einsum("ntd,nsd->nts", q.reshape(batch * kv_heads, group * length, head_width), k, preferred_element_type=jnp.float32)
-    logits = logits.reshape(batch, kv_heads, group, length, keys)
-    logits = jnp.where(mask_BTS[:, None, None], logits, jnp.finfo(jnp.float32).min)
+    q = (q_BTHDh * head_width**-0.5).reshape(batch, length, kv_heads, group, head_width).transpose(2, 0, 3, 1, 4)
+    logits = jnp.einsum("ntd,nsd->nts", q.reshape(rows, group * length, head_width), k_NSDh, preferred_element_type=jnp.float32)
+    logits = logits.reshape(kv_heads, batch, group, length, keys)
+    logits = jnp.where(mask_BTS[:, None], logits, jnp.finfo(jnp.float32).min)
     # Dividing [T, Dh] after the product instead of [T, S] before it saves a pass over the weights (Dao et al. 2022).
     weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
-    total = jnp.sum(weights, axis=-1).reshape(batch * kv_heads, group * length, 1)
-    weights = weights.astype(v.dtype).reshape(batch * kv_heads, group * length, keys)
-    y = jnp.einsum("nts,nsd->ntd", weights, v, preferred_element_type=jnp.float32) / total
-    y = y.astype(v.dtype).reshape(batch, kv_heads, group, length, head_width)
-    return y.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_width)
+    total = jnp.sum(weights, axis=-1).reshape(rows, group * length, 1)
+    weights = weights.astype(v_NSDh.dtype).reshape(rows, group * length, keys)
+    y = jnp.einsum("nts,nsd->ntd", weights, v_NSDh, preferred_element_type=jnp.float32) / total
+    y = y.astype(v_NSDh.dtype).reshape(kv_heads, batch, group, length, head_width)
+    return y.transpose(1, 3, 0, 2, 4).reshape(batch, length, heads, head_width)
 
 
 def causal_attend(q_BTHDh, k_BTKDh, v_BTKDh, segments_BT):
@@ -84,7 +105,7 @@ def causal_mask(segments, start: int, stop: int):
 class Attention(nn.Module):
     """[B, T, D] to [B, T, D], among the tokens of a segment.
 
-    With a cache, the T new tokens are written at `starts` [B] and see all that came before; segments are not used.
+    With a cache, the T new tokens go into slots from `place.slot` on and see what `place` says; segments are not used.
     """
 
     heads: int
@@ -96,7 +117,8 @@ class Attention(nn.Module):
     context: str = "ring"
 
     @nn.compact
-    def __call__(self, x, segments, angles, cache: Cache | None = None, starts=None) -> tuple[jax.Array, Cache | None]:
+    def __call__(self, x, segments, angles, cache: Cache | None = None,
+                 place: Place | None = None) -> tuple[jax.Array, Cache | None]:
         batch, length, width = x.shape
         q, k, v = self._project(x)
         if angles is not None:
@@ -106,9 +128,8 @@ class Attention(nn.Module):
         elif cache is None:
             y = sharded_attend(q, k, v, segments, self.context)
         else:
-            cache = Cache(write(cache.keys, k, starts), write(cache.values, v, starts))
-            queries, keys = starts[:, None] + jnp.arange(length), jnp.arange(cache.keys.shape[1])
-            y = attend(q, cache.keys, cache.values, keys <= queries[:, :, None])
+            cache = Cache(write(cache.keys, k, place.slot), write(cache.values, v, place.slot))
+            y = attend_heads_first(q, *cache, place.visible)
         y = checkpoint_name(y.reshape(batch, length, self.heads * self.head_width), "attention")
         output = Kernel(width, ("heads", "width"), scale=self.output_scale, bias=self.bias, name="output")(y.shape[-1], x.dtype)
         (y,) = project(y, [output], "batch", "time", "act_heads")
@@ -127,6 +148,9 @@ class Attention(nn.Module):
         return q, k, v
 
 
-def write(cache, new, starts):
-    """cache [B, S, K, Dh] with new [B, n, K, Dh] written at row b's starts[b]."""
-    return jax.vmap(lambda row, part, start: jax.lax.dynamic_update_slice(row, part, (start, 0, 0)))(cache, new, starts)
+def write(cache, new, slot):
+    """cache [K B, S, Dh] with new [B, n, K, Dh] in the slots from `slot` on, which is one for all rows, [], or each row's, [B]."""
+    update = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=-2)
+    if slot.ndim == 0:
+        return update(cache, heads_first(new), slot)
+    return jax.vmap(update)(cache, heads_first(new), jnp.tile(slot, new.shape[2]))

@@ -45,12 +45,24 @@ class LanguageModel(abc.ABC):
         """State before the first of at most `max_len` tokens of each of `batch_size` sequences."""
 
     @abc.abstractmethod
-    def decode_step(self, params, state, tokens: jax.Array, valid: jax.Array | None = None) -> tuple[jax.Array, object]:
-        """Float32 logits [B, n, V] after each of the tokens [B, n], and the state after them.
+    def decode(self, params, state, tokens: jax.Array, valid: jax.Array | None = None) -> tuple[jax.Array, object]:
+        """Hidden states [B, n, D] of the tokens [B, n], and the state after them.
 
-        `valid` [B, n] marks real tokens, True up to each row's length: the state of a row stops at its last valid token,
-        so prompts of unequal length share one call.
+        `valid` [B, n] is False at the padding before a row's first token, so that prompts of unequal length share one call.
         """
+
+    def take(self, state, rows: jax.Array):
+        """The state of some rows [R], any of them several times; arrays of a state are [B, ...] unless a model says otherwise."""
+        return jax.tree.map(lambda x: x[rows], state)
+
+    @abc.abstractmethod
+    def accept(self, params, before, after, tokens: jax.Array, counts: jax.Array):
+        """The state after the first `counts` [B] of tokens [B, n], of which `decode` has led from the state `before` to `after`."""
+
+    def decode_step(self, params, state, tokens: jax.Array, valid: jax.Array | None = None) -> tuple[jax.Array, object]:
+        """Float32 logits [B, n, V] after each of the tokens [B, n], and the state after them; see `decode`."""
+        hidden, state = self.decode(params, state, tokens, valid)
+        return logits_of(hidden, self.unembedding(params)), state
 
     @abc.abstractmethod
     def forward_flops(self, context: int, causal: bool = True) -> float:

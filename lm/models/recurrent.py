@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from lm.layers.dense import Embedding, Kernel, Unembedding, dropout, project
 from lm.layers.norms import Norm
 from lm.layers.recurrence import GATES, Recurrence, empty_state
-from lm.models.base import LanguageModel, logits_of
+from lm.models.base import LanguageModel
 from lm.parallel import Layout, constrain, gathered
 
 
@@ -95,10 +95,13 @@ class RecurrentModel(LanguageModel):
         """Empty states; `max_len` does not matter to a recurrence."""
         return tuple(empty_state(self.spec.cell, batch_size, self.spec.width) for _ in range(self.spec.layers))
 
-    def decode_step(self, params, state, tokens, valid=None):
-        """Logits [B, n, V] and the states after each row's last valid token."""
-        hidden, state = self.module.apply({"params": params}, {"tokens": tokens}, states=state, valid=valid)
-        return logits_of(hidden, self.unembedding(params)), state
+    def decode(self, params, state, tokens, valid=None):
+        """Hidden states [B, n, D] and the states after the last token."""
+        return self.module.apply({"params": params}, {"tokens": tokens}, states=state, valid=valid)
+
+    def accept(self, params, before, after, tokens, counts):
+        """The states after `counts` tokens, which are read once more: a recurrence does not go back."""
+        return self.decode(params, before, tokens, jnp.arange(tokens.shape[1]) < counts[:, None])[1]
 
     def forward_flops(self, context: int, causal: bool = True) -> float:
         """FLOPs per token of a forward pass, by the matrices of the cells; neither argument changes it."""

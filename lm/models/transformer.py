@@ -7,12 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.layers.attention import Attention, Cache
+from lm.layers.attention import Attention, Cache, Place
 from lm.layers.dense import Embedding, Unembedding, dropout
 from lm.layers.feedforward import FeedForward
 from lm.layers.norms import Norm
 from lm.layers.positions import rotary_angles, sinusoids
-from lm.models.base import LanguageModel, logits_of
+from lm.models.base import LanguageModel
 from lm.parallel import Layout, constrain, extent, gathered
 from lm.parallel.pipeline import pipeline
 
@@ -67,11 +67,11 @@ class Block(nn.Module):
     spec: Spec
 
     @nn.compact
-    def __call__(self, x, layer, segments, angles, noise=None, cache: Cache | None = None, starts=None):
+    def __call__(self, x, layer, segments, angles, noise=None, cache: Cache | None = None, place: Place | None = None):
         s = self.spec
         output_scale = (2 * s.layers) ** -0.5  # the residual stream keeps its size at any depth (GPT-2)
         attention = Attention(s.heads, s.kv_heads, s.head_width, s.bias, s.qk_norm, output_scale, s.layout.context, name="attention")
-        y, cache = attention(Norm(s.norm, s.bias, name="attention_norm")(x), segments, angles, cache, starts)
+        y, cache = attention(Norm(s.norm, s.bias, name="attention_norm")(x), segments, angles, cache, place)
         x = x + dropout(y, s.dropout, noise, 1 + 2 * layer)
         feed_forward = FeedForward(s.ff_width, s.activation, s.bias, output_scale, name="feed_forward")
         y = feed_forward(Norm(s.norm, s.bias, name="feed_forward_norm")(x))
@@ -143,9 +143,10 @@ class Transformer(nn.Module):
 
 
 class Decoding(NamedTuple):
-    """Tokens so far of each row [B], and a cache per layer."""
+    """The slot of the next token, one for all rows, [], or each row's, [B]; the slot of each row's first token, [B]; a cache per layer."""
 
-    lengths: jax.Array
+    slot: jax.Array
+    first: jax.Array
     caches: tuple[Cache, ...]
 
 
@@ -163,26 +164,43 @@ class TransformerModel(LanguageModel):
         return gathered(table, "vocab", "width").T
 
     def init_decode(self, batch_size: int, max_len: int) -> Decoding:
-        """Empty caches [B, S, K, Dh] for S = max_len tokens."""
+        """Empty caches [K B, S, Dh] with S = max_len slots."""
         s = self.spec
-        empty = jnp.zeros((batch_size, max_len, s.kv_heads, s.head_width), s.dtype)
-        return Decoding(jnp.zeros(batch_size, jnp.int32), tuple(Cache(empty, empty) for _ in range(s.layers)))
+        empty = jnp.zeros((batch_size * s.kv_heads, max_len, s.head_width), s.dtype)
+        return Decoding(jnp.int32(0), jnp.zeros(batch_size, jnp.int32), tuple(Cache(empty, empty) for _ in range(s.layers)))
 
-    def decode_step(self, params, state, tokens, valid=None):
-        """Logits [B, n, V] and the caches with n tokens more; the n tokens must fit in the cache."""
-        s, (lengths, caches) = self.spec, state
-        positions = lengths[:, None] + jnp.arange(tokens.shape[1])
+    def decode(self, params, state, tokens, valid=None):
+        """Hidden states [B, n, D] and the caches with n slots more in use; there must be as many left."""
+        s, slot, first = self.spec, state.slot, state.first
+        first = first if valid is None else first + jnp.sum(~valid, axis=1)
+        slots = slot[..., None] + jnp.arange(tokens.shape[1])  # [n] or [B, n]
+        keys = jnp.arange(state.caches[0].keys.shape[1])
+        visible = (keys <= slots[..., None]) & (keys >= first[:, None, None])
+        positions = slots - first[:, None]
         angles = rotary_angles(positions, s.head_width, s.rope_base) if s.positions == "rope" else None
-        # Padding of a bucketed prompt may lie beyond a learned table; its result is never used.
-        table_positions = jnp.minimum(positions, s.context - 1) if s.positions == "learned" else positions
+        # What lies outside a learned table is padding, or a draft beyond the context: its result is never used.
+        table_positions = jnp.clip(positions, 0, s.context - 1) if s.positions == "learned" else positions
         x = Inputs(s).apply({"params": params["inputs"]}, tokens, table_positions)
-        new_caches = []
-        for layer, cache in enumerate(caches):
-            x, cache = Block(s).apply({"params": self._layer(params, layer)}, x, layer, None, angles, None, cache, lengths)
-            new_caches.append(cache)
+        caches = []
+        for layer, cache in enumerate(state.caches):
+            block, place = {"params": self._layer(params, layer)}, Place(slot, visible)
+            x, cache = Block(s).apply(block, x, layer, None, angles, None, cache, place)
+            caches.append(cache)
         x = Norm(s.norm, s.bias).apply({"params": params["final_norm"]}, x)
-        advance = tokens.shape[1] if valid is None else jnp.sum(valid, axis=1)
-        return logits_of(x, self.unembedding(params)), Decoding(lengths + advance, tuple(new_caches))
+        return x, Decoding(slot + tokens.shape[1], first, tuple(caches))
+
+    def take(self, state, rows):
+        """The caches of some rows [R], any of them several times."""
+        heads = self.spec.kv_heads
+
+        def taken(cache):
+            return cache.reshape(heads, -1, *cache.shape[1:])[:, rows].reshape(-1, *cache.shape[1:])
+
+        return Decoding(state.slot, state.first[rows], jax.tree.map(taken, state.caches))
+
+    def accept(self, params, before, after, tokens, counts):
+        """The caches after `counts` tokens: slots beyond them are written again before they are seen."""
+        return after._replace(slot=before.slot + counts)
 
     def _layer(self, params, layer: int):
         if self.spec.scan_layers:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 LENGTH, CHUNK = 24, 8
-PROMPTS = np.array([0, 5, 13, 16])  # tokens fed in two chunks of 8 before single steps; none, less than one, less than two, two
+PROMPTS = np.array([0, 5, 13, 16])  # tokens at the end of two chunks of 8 before single steps; none, less than one, less than two, two
 
 VARIANTS = {
     "gpt2": {"positions": "learned", "norm": "layernorm", "bias": True, "scan_layers": False},
@@ -29,9 +29,11 @@ CASES += [pytest.param(name, RECURRENT["deep residual"], id=name) for name in ("
 def decode(model, params, tokens):
     """Logits of the two prompt chunks [N, 16, V] and of the single steps after them [N, LENGTH, V]."""
     state, prompt_logits = model.init_decode(len(PROMPTS), 2 * CHUNK + LENGTH), []
+    padding = (2 * CHUNK - PROMPTS)[:, None]
+    padded = jnp.take_along_axis(tokens, np.maximum(np.arange(2 * CHUNK) - padding, 0), axis=1)
     for first in (0, CHUNK):
-        valid = first + np.arange(CHUNK) < PROMPTS[:, None]
-        logits, state = model.decode_step(params, state, tokens[:, first : first + CHUNK], valid)
+        valid = first + np.arange(CHUNK) >= padding
+        logits, state = model.decode_step(params, state, padded[:, first : first + CHUNK], valid)
         prompt_logits.append(logits)
     places = np.minimum(PROMPTS[:, None] + np.arange(LENGTH), LENGTH - 1)
 
@@ -58,7 +60,7 @@ def test_decoding_is_the_full_forward_pass(make, random_batch, name, settings):
     assert steps.dtype == np.float32
     for row, length in enumerate(PROMPTS):
         # float32 through a few layers; logits are of order one.
-        np.testing.assert_allclose(prompts[row, :length], full[row, :length], atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(prompts[row, 2 * CHUNK - length :], full[row, :length], atol=1e-5, rtol=1e-5)
         np.testing.assert_allclose(steps[row, : LENGTH - length], full[row, length:], atol=1e-5, rtol=1e-5)
 
 

@@ -10,7 +10,9 @@ from scipy import stats
 
 from lm import config, models
 from lm.errors import ConfigError
-from lm.generate import Generator, Sampling, bucket, choose, truncate
+from lm.generate import Generator, Sampling
+from lm.generate.generator import bucket
+from lm.generate.sampling import choose, truncate
 
 PAD, BOS, EOS = 0, 1, 2
 CONTEXT = 40
@@ -259,8 +261,8 @@ def test_without_a_limit_a_transformer_fills_its_context():
     assert recurrent._limit(10_000, 500) == 500
 
 
-def test_buckets_are_powers_of_two_from_sixteen():
-    assert [bucket(n) for n in (0, 1, 16, 17, 32, 33, 1000)] == [16, 16, 16, 32, 32, 64, 1024]
+def test_buckets_are_powers_of_two_and_then_whole_chunks():
+    assert [bucket(n) for n in (0, 1, 16, 17, 32, 33, 100, 129, 1000)] == [16, 16, 16, 32, 32, 64, 128, 256, 1024]
 
 
 def test_lengths_within_a_bucket_share_one_compilation():
@@ -274,7 +276,7 @@ def test_lengths_within_a_bucket_share_one_compilation():
 
 def test_prompts_longer_than_a_prefill_chunk_are_read_whole(monkeypatch):
     """Chunks of 16: prompts of one to three chunks, and some that end at a border."""
-    monkeypatch.setattr("lm.generate.PREFILL_CHUNK", 16)
+    monkeypatch.setattr("lm.generate.loops.PREFILL_CHUNK", 16)
     decode = generator("transformer", 7, kv_heads=1)
     prompts = [(LONG * 2)[:length] for length in (0, 14, 15, 16, 31, 35)]
     table = log_probs_of(decode)

@@ -1,0 +1,115 @@
+"""The loops of sampling and beam search, a token at a time; they know models by the interface in `lm.models.base` alone."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lm.generate.sampling import choose, gained, row_keys, without
+from lm.models.base import logits_of
+
+# Tokens of a prompt, and of all prompts, that are read at once: enough for products at full speed, few enough for the caches of a CPU.
+PREFILL_CHUNK, PREFILL_TOKENS = 128, 1024
+
+
+class Decoded(NamedTuple):
+    """Tokens [R, room], -1 where there is none, with their log-probabilities [R], and the sum over rows of the passes that each took."""
+
+    tokens: jax.Array
+    logprobs: jax.Array
+    row_passes: jax.Array
+
+
+class Carry(NamedTuple):
+    """A loop's state: `logits` [R, V] predict token number `count` of each row; tokens [R, room] are -1 where there is none."""
+
+    count: jax.Array
+    state: object
+    logits: jax.Array
+    tokens: jax.Array
+    logprobs: jax.Array
+    done: jax.Array
+
+
+def prefill(model, params, prompts, lengths, max_len: int):
+    """(logits [R, V] after the last token, state), from prompts [R, P] whose last `lengths` [R] columns are tokens."""
+    rows, width = prompts.shape
+    chunk = chunk_of(rows, width)
+    valid = jnp.arange(width) >= width - lengths[:, None]
+
+    def feed(carry, chunk):
+        hidden, state = model.decode(params, carry[1], *chunk)
+        return (hidden[:, -1], state), None
+
+    chunks = [x.reshape(rows, -1, chunk).swapaxes(0, 1) for x in (prompts, valid)]
+    state = model.init_decode(rows, max_len)
+    last, _ = jax.eval_shape(lambda: feed((None, state), [x[0] for x in chunks])[0])
+    (hidden, state), _ = jax.lax.scan(feed, (jnp.zeros(last.shape, last.dtype), state), chunks)
+    return logits_of(hidden, model.unembedding(params)), state
+
+
+def chunk_of(rows: int, width: int) -> int:
+    """How many columns of prompts [R, P] are read at once: a power of two, which divides any P that is one or whole chunks."""
+    chunk = min(width, PREFILL_CHUNK)
+    while chunk > 8 and rows * chunk > PREFILL_TOKENS:
+        chunk //= 2
+    return chunk
+
+
+def put(tokens, index, column):
+    """tokens [R, room] with a column [R] at one index."""
+    return jax.lax.dynamic_update_slice_in_dim(tokens, column[:, None].astype(tokens.dtype), index, axis=1)
+
+
+def sample(params, prompts, lengths, limit, seed, _, *, model, room, sampling, eos_id, banned):
+    """At most `limit` <= room sampled tokens for each row."""
+    rows = prompts.shape[0]
+    logits, state = prefill(model, params, prompts, lengths, prompts.shape[1] + room)
+    keys = row_keys(seed, rows)
+
+    def more(carry):
+        return (carry.count < limit) & ~jnp.all(carry.done)
+
+    def step(carry):
+        now = jax.vmap(lambda key: jax.random.fold_in(key, carry.count))(keys)
+        chosen = choose(without(carry.logits, banned), now, sampling)
+        tokens = put(carry.tokens, carry.count, jnp.where(carry.done, -1, chosen))
+        logprobs = carry.logprobs + jnp.where(carry.done, 0.0, gained(carry.logits, chosen))
+        logits, state = model.decode_step(params, carry.state, chosen[:, None])
+        return Carry(carry.count + 1, state, logits[:, 0], tokens, logprobs, carry.done | (chosen == eos_id))
+
+    empty = jnp.full((rows, room), -1, jnp.int32)
+    return _decode(more, step, Carry(jnp.int32(0), state, logits, empty, jnp.zeros(rows), jnp.zeros(rows, bool)))
+
+
+def beam(params, prompts, lengths, limit, seed, _, *, model, room, beams, eos_id, banned):
+    """Rows are ordered prompt by prompt, best beam first; a beam that has ended keeps its score and adds nothing."""
+    count, vocab = prompts.shape[0], model.vocab_size
+    logits, state = prefill(model, params, prompts, lengths, prompts.shape[1] + room)
+    copies = jnp.repeat(jnp.arange(count), beams)
+    logits, state = logits[copies], model.take(state, copies)
+
+    def more(carry):
+        return (carry.count < limit) & ~jnp.all(carry.done)
+
+    def step(carry):
+        scores = without(jax.nn.log_softmax(carry.logits), banned)
+        # An ended beam has one continuation, which costs nothing and is not written.
+        ended = jnp.full(vocab, -jnp.inf).at[eos_id].set(0.0)
+        totals = carry.logprobs[:, None] + jnp.where(carry.done[:, None], ended, scores)
+        best, index = jax.lax.top_k(totals.reshape(count, beams * vocab), beams)
+        parents = (jnp.arange(count)[:, None] * beams + index // vocab).reshape(-1)
+        chosen = (index % vocab).reshape(-1)
+        done = carry.done[parents]
+        tokens = put(carry.tokens[parents], carry.count, jnp.where(done, -1, chosen))
+        logits, state = model.decode_step(params, model.take(carry.state, parents), chosen[:, None])
+        return Carry(carry.count + 1, state, logits[:, 0], tokens, best.reshape(-1), done | (chosen == eos_id))
+
+    first = jnp.where(jnp.arange(count * beams) % beams == 0, 0.0, -jnp.inf)  # all beams are alike at first: one is enough
+    empty = jnp.full((count * beams, room), -1, jnp.int32)
+    return _decode(more, step, Carry(jnp.int32(0), state, logits, empty, first, jnp.zeros(count * beams, bool)))
+
+
+def _decode(more, step, start: Carry) -> Decoded:
+    end = jax.lax.while_loop(more, step, start)
+    return Decoded(end.tokens, end.logprobs, jnp.sum(end.tokens >= 0))
