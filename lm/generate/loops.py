@@ -21,12 +21,13 @@ class Decoded(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """A loop's state: `logits` [R, V] predict token number `count` of each row; tokens [R, room] are -1 where there is none."""
+    """A loop's state after `count` tokens [R, room] (-1 where there is none), of which the model has yet to read the `last` [R]."""
 
     count: jax.Array
     state: object
     logits: jax.Array
     tokens: jax.Array
+    last: jax.Array
     logprobs: jax.Array
     done: jax.Array
 
@@ -67,19 +68,21 @@ def sample(params, prompts, lengths, limit, seed, _, *, model, room, sampling, e
     logits, state = prefill(model, params, prompts, lengths, prompts.shape[1] + room)
     keys = row_keys(seed, rows)
 
-    def more(carry):
-        return (carry.count < limit) & ~jnp.all(carry.done)
-
-    def step(carry):
+    def written(carry):
+        """With one token more, drawn from the logits."""
         now = jax.vmap(lambda key: jax.random.fold_in(key, carry.count))(keys)
         chosen = choose(without(carry.logits, banned), now, sampling)
         tokens = put(carry.tokens, carry.count, jnp.where(carry.done, -1, chosen))
         logprobs = carry.logprobs + jnp.where(carry.done, 0.0, gained(carry.logits, chosen))
-        logits, state = model.decode_step(params, carry.state, chosen[:, None])
-        return Carry(carry.count + 1, state, logits[:, 0], tokens, logprobs, carry.done | (chosen == eos_id))
+        return carry._replace(count=carry.count + 1, tokens=tokens, last=chosen, logprobs=logprobs, done=carry.done | (chosen == eos_id))
+
+    def step(carry):
+        logits, state = model.decode_step(params, carry.state, carry.last[:, None])
+        return written(carry._replace(logits=logits[:, 0], state=state))
 
     empty = jnp.full((rows, room), -1, jnp.int32)
-    return _decode(more, step, Carry(jnp.int32(0), state, logits, empty, jnp.zeros(rows), jnp.zeros(rows, bool)))
+    start = Carry(jnp.int32(0), state, logits, empty, jnp.zeros(rows, int), jnp.zeros(rows), jnp.zeros(rows, bool))
+    return _decode(step, written(start), limit)
 
 
 def beam(params, prompts, lengths, limit, seed, _, *, model, room, beams, eos_id, banned):
@@ -89,10 +92,8 @@ def beam(params, prompts, lengths, limit, seed, _, *, model, room, beams, eos_id
     copies = jnp.repeat(jnp.arange(count), beams)
     logits, state = logits[copies], model.take(state, copies)
 
-    def more(carry):
-        return (carry.count < limit) & ~jnp.all(carry.done)
-
-    def step(carry):
+    def written(carry):
+        """The best beams with one token more."""
         scores = without(jax.nn.log_softmax(carry.logits), banned)
         # An ended beam has one continuation, which costs nothing and is not written.
         ended = jnp.full(vocab, -jnp.inf).at[eos_id].set(0.0)
@@ -102,14 +103,19 @@ def beam(params, prompts, lengths, limit, seed, _, *, model, room, beams, eos_id
         chosen = (index % vocab).reshape(-1)
         done = carry.done[parents]
         tokens = put(carry.tokens[parents], carry.count, jnp.where(done, -1, chosen))
-        logits, state = model.decode_step(params, model.take(carry.state, parents), chosen[:, None])
-        return Carry(carry.count + 1, state, logits[:, 0], tokens, best.reshape(-1), done | (chosen == eos_id))
+        return Carry(carry.count + 1, model.take(carry.state, parents), carry.logits, tokens, chosen, best.reshape(-1),
+                     done | (chosen == eos_id))
 
-    first = jnp.where(jnp.arange(count * beams) % beams == 0, 0.0, -jnp.inf)  # all beams are alike at first: one is enough
-    empty = jnp.full((count * beams, room), -1, jnp.int32)
-    return _decode(more, step, Carry(jnp.int32(0), state, logits, empty, first, jnp.zeros(count * beams, bool)))
+    def step(carry):
+        logits, state = model.decode_step(params, carry.state, carry.last[:, None])
+        return written(carry._replace(logits=logits[:, 0], state=state))
+
+    rows = count * beams
+    first = jnp.where(jnp.arange(rows) % beams == 0, 0.0, -jnp.inf)  # all beams are alike at first: one is enough
+    start = Carry(jnp.int32(0), state, logits, jnp.full((rows, room), -1, jnp.int32), jnp.zeros(rows, int), first, jnp.zeros(rows, bool))
+    return _decode(step, written(start), limit)
 
 
-def _decode(more, step, start: Carry) -> Decoded:
-    end = jax.lax.while_loop(more, step, start)
+def _decode(step, start: Carry, limit) -> Decoded:
+    end = jax.lax.while_loop(lambda carry: (carry.count < limit) & ~jnp.all(carry.done), step, start)
     return Decoded(end.tokens, end.logprobs, jnp.sum(end.tokens >= 0))

@@ -17,6 +17,8 @@ from lm.parallel import constrain, extent
 # Blocks of queries in a row: enough to skip most of what is masked, few enough to compile fast.
 SMALLEST_BLOCK = 64
 MOST_BLOCKS = 8
+# Longer blocks go piece by piece, and backward compute their weights again: memory is linear in the length of a row.
+LONGEST_BLOCK = 256
 
 
 class Cache(NamedTuple):
@@ -73,12 +75,36 @@ def causal_attend(q_BTHDh, k_BTKDh, v_BTKDh, segments_BT):
     """
     length = q_BTHDh.shape[1]
     block = max(SMALLEST_BLOCK, -(-length // MOST_BLOCKS))
+    if block > LONGEST_BLOCK:
+        block = -(-block // LONGEST_BLOCK) * LONGEST_BLOCK
     outputs = []
     for start in range(0, length, block):
         stop = min(start + block, length)
-        mask = causal_mask(segments_BT, start, stop)
-        outputs.append(attend(q_BTHDh[:, start:stop], k_BTKDh[:, :stop], v_BTKDh[:, :stop], mask))
+        attend_some = _attend_pieces if stop - start > LONGEST_BLOCK else _attend_block
+        outputs.append(attend_some(q_BTHDh[:, start:stop], k_BTKDh[:, :stop], v_BTKDh[:, :stop], segments_BT[:, :stop], start))
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
+
+
+def _attend_block(q_BTHDh, k_BSKDh, v_BSKDh, segments_BS, start):
+    """The queries from `start` on, to the keys before the block's end."""
+    return attend(q_BTHDh, k_BSKDh, v_BSKDh, causal_mask(segments_BS, start, q_BTHDh.shape[1]))
+
+
+def _attend_pieces(q_BTHDh, k_BSKDh, v_BSKDh, segments_BS, start: int):
+    """`_attend_block` by pieces of at most LONGEST_BLOCK queries, which keep nothing for the backward pass but what they are made of."""
+    batch, length, *rest = q_BTHDh.shape
+    count = length // LONGEST_BLOCK
+    whole = count * LONGEST_BLOCK
+
+    def one(_, now):
+        return None, jax.checkpoint(_attend_block)(now[0], k_BSKDh, v_BSKDh, segments_BS, now[1])
+
+    pieces = q_BTHDh[:, :whole].reshape(batch, count, LONGEST_BLOCK, *rest).swapaxes(0, 1)
+    _, y = jax.lax.scan(one, None, (pieces, start + LONGEST_BLOCK * jnp.arange(count)))
+    y = y.swapaxes(0, 1).reshape(batch, whole, *rest)
+    if whole == length:
+        return y
+    return jnp.concatenate([y, _attend_block(q_BTHDh[:, whole:], k_BSKDh, v_BSKDh, segments_BS, start + whole)], axis=1)
 
 
 def sharded_attend(q_BTHDh, k_BTKDh, v_BTKDh, segments_BT, context: str):
@@ -96,10 +122,11 @@ def sharded_attend(q_BTHDh, k_BTKDh, v_BTKDh, segments_BT, context: str):
     return causal_attend(q_BTHDh, k_BTKDh, v_BTKDh, segments_BT)
 
 
-def causal_mask(segments, start: int, stop: int):
-    """[B, stop - start, stop]: which keys the queries start to stop - 1 see."""
-    queries, keys = jnp.arange(start, stop), jnp.arange(stop)
-    return (segments[:, start:stop, None] == segments[:, None, :stop]) & (queries[:, None] >= keys[None, :])
+def causal_mask(segments, start, count: int):
+    """[B, count, S]: which of the keys, whose segments are [B, S], the queries from number `start` on see."""
+    queries, keys = start + jnp.arange(count), jnp.arange(segments.shape[1])
+    here = jax.lax.dynamic_slice_in_dim(segments, start, count, axis=1)
+    return (here[:, :, None] == segments[:, None, :]) & (queries[:, None] >= keys)
 
 
 class Attention(nn.Module):

@@ -23,15 +23,18 @@ MASK = (SEGMENTS[:, :, None] == SEGMENTS[:, None, :]) & (TIMES[:, None] >= TIMES
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 10), (0, 4), (4, 9)])
 def test_mask_is_same_document_and_not_the_future(start, stop):
-    mask = np.asarray(causal_mask(jnp.asarray(SEGMENTS), start, stop))
+    mask = np.asarray(causal_mask(jnp.asarray(SEGMENTS)[:, :stop], start, stop - start))
     np.testing.assert_array_equal(mask, MASK[:, start:stop, :stop])
     assert mask.any(axis=2).all(), "a query that sees no key has no softmax"
 
 
-@pytest.mark.parametrize(("block", "blocks"), [(64, 8), (3, 8), (1, 4), (1, 100)])
-def test_blocks_of_queries_change_neither_value_nor_gradient(monkeypatch, block, blocks):
+# The last ones in pieces: two whole ones, one block of them, two blocks with a rest.
+@pytest.mark.parametrize(("block", "blocks", "longest"), [(64, 8, 256), (3, 8, 256), (1, 4, 256), (1, 100, 256),
+                                                          (1, 1, 5), (1, 1, 3), (1, 2, 4), (1, 3, 2)])
+def test_blocks_of_queries_change_neither_value_nor_gradient(monkeypatch, block, blocks, longest):
     monkeypatch.setattr(attention, "SMALLEST_BLOCK", block)
     monkeypatch.setattr(attention, "MOST_BLOCKS", blocks)
+    monkeypatch.setattr(attention, "LONGEST_BLOCK", longest)
     weights = RNG.normal(size=(2, SEGMENTS.shape[1], 4, 8))
 
     def ours(q, k, v):
@@ -77,12 +80,28 @@ def test_large_logits_neither_overflow_nor_lose_the_softmax_in_low_precision():
     np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=2.0**-7)  # weights and output rounded to bfloat16
 
 
-def test_write_puts_each_row_at_its_own_start():
-    cache, new = np.zeros((3, 7, 2, 4), np.float32), RNG.normal(size=(3, 2, 2, 4)).astype(np.float32)
+@pytest.mark.parametrize("slot", [4, [0, 5, 3]])
+def test_write_puts_each_row_at_its_own_slot(slot):
+    cache, new = np.zeros((2, 3, 7, 4), np.float32), RNG.normal(size=(3, 2, 2, 4)).astype(np.float32)  # heads first, and last but one
     expected = cache.copy()
-    for row, start in enumerate([0, 5, 3]):
-        expected[row, start : start + 2] = new[row]
-    np.testing.assert_array_equal(write(cache, new, jnp.array([0, 5, 3])), expected)
+    for row, start in enumerate(np.broadcast_to(slot, 3)):
+        expected[:, row, start : start + 2] = new[row].swapaxes(0, 1)
+    np.testing.assert_array_equal(write(cache.reshape(6, 7, 4), new, jnp.array(slot)), expected.reshape(6, 7, 4))
+
+
+def test_memory_of_long_rows_is_linear():
+    """What is alive at once in the gradient of attention, for rows of 4,096 and 8,192 tokens: twice as much, and not four times."""
+
+    def temporaries(length):
+        def loss(q, k, v, segments):
+            return jnp.sum(causal_attend(q, k, v, segments) ** 2)
+
+        x, segments = jax.ShapeDtypeStruct((1, length, 1, 8), jnp.float32), jax.ShapeDtypeStruct((1, length), jnp.int32)
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x, segments).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    short, long = temporaries(4096), temporaries(8192)
+    assert long < 2.3 * short
 
 
 def test_output_matrix_starts_smaller_by_the_scale_of_its_depth():
