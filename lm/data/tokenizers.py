@@ -20,7 +20,7 @@ from lm.errors import ConfigError, DataError
 
 _SPACE = "\u2581"
 _SPACE_BYTES = _SPACE.encode()
-_CHUNK = 16_384  # characters; a document is encoded in chunks that end at newlines, since BPE slows down on long input
+_CHUNK = 1024  # characters; a document is encoded in chunks that end at newlines, since BPE slows down on long input
 _SENTENCE = 4_000  # characters; SentencePiece drops longer training sentences, so they are cut here
 _META = ("<pad>", "<s>", "</s>", "<unk>", "\n", "\t")  # ids 0 to 5 of a model trained here, then the 256 bytes
 _REPLACEMENT = "\ufffd".encode()

