@@ -3,12 +3,14 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from lm import config as configs
+from lm.data.tokenizers import train_tokenizer
 from lm.train import train
 
 SMALL = {
@@ -107,10 +109,31 @@ def test_no_space_for_a_checkpoint_keeps_the_one_before(trained, text, tmp_path)
     (["--prompt=this", "--max_tokens=50"], "use at most"),
     (["--prompt=this", "--beams=2", "--num=3"], "num=3"),
     (["--prompt=this", "--top_p=0"], "top_p"),
+    (["--prompt=this", "--drafts=-1"], "--drafts=-1"),
+    (["--prompt=this", "--drafts=2", "--beams=2"], "0 with --beams"),
+    (["--prompt=this", "--draft=W", "--drafts=0"], "at least 1 with --draft"),
 ])
 def test_generation(trained, arguments, words):
     code, _, errors = command("generate.py", f"--workdir={trained}", *arguments)
     assert code == 2 and len(errors) == 1 and words in errors[0], errors
+
+
+def test_drafts_by_a_run_or_by_lookup_change_no_greedy_text(trained):
+    asked = (f"--workdir={trained}", "--prompt=th", "--max_tokens=8", "--temperature=0")
+    plain, *drafted = [command("generate.py", *asked, *more) for more in ((), (f"--draft={trained}",), ("--drafts=3",))]
+    assert plain[0] == 0 and "tokens_per_pass" not in json.loads(plain[1].splitlines()[-1])
+    for code, out, errors in drafted:
+        result = json.loads(out.splitlines()[-1])
+        assert (code, errors) == (0, [])
+        assert result["completions"][0]["text"] == json.loads(plain[1].splitlines()[-1])["completions"][0]["text"]
+        assert result["tokens_per_pass"] >= 1
+
+
+def test_a_draft_needs_the_same_tokenizer(trained, tmp_path):
+    other = shutil.copytree(trained, tmp_path / "other")
+    train_tokenizer([TEXT], "bpe", 300).save(other / "tokenizer")
+    code, _, errors = command("generate.py", f"--workdir={trained}", "--prompt=th", f"--draft={other}")
+    assert code == 2 and len(errors) == 1 and "another tokenizer" in errors[0], errors
 
 
 def test_evaluating_what_is_not_there(trained, tmp_path):
