@@ -2,7 +2,6 @@
 
 import pathlib
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -49,11 +48,7 @@ class Training:
         """The first step, cold: seconds from nothing compiled to its loss. The program of the initial state is compiled beside the step's,
         as a run does."""
         start = time.perf_counter()
-        job = self._job()
-        with jax.set_mesh(self._mesh), ThreadPoolExecutor(1) as beside:
-            state = beside.submit(job.initial_state)
-            self._step = job.compile_step()
-            self._state = state.result()
+        self._step, self._state = self._job().compiled()
         self._batch = jax.device_put(self._data.rows, batch_sharding(self._mesh))
         (loss,) = self.steps(1, losses=True)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self._state.params))

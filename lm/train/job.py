@@ -1,8 +1,11 @@
 """A training run set up from its config: data, model, optimizer and where every array lies; nothing is compiled yet."""
 
+import ctypes
 import dataclasses
 import functools
 import pathlib
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +71,15 @@ class Job:
         step = jax.device_put(jnp.asarray(restored.step, jnp.int32), self.shardings.step)
         return TrainState(step, restored.items["params"], restored.items["opt_state"], restored.items.get("ema"))
 
+    def compiled(self, state: TrainState | None = None) -> tuple:
+        """(the compiled train step, `state` or a fresh one, whose program is compiled beside the step's)."""
+        with jax.set_mesh(self.mesh), ThreadPoolExecutor(1) as beside:
+            fresh = None if state else beside.submit(self.initial_state)
+            step = self.compile_step()
+            state = state or fresh.result()
+        _release_memory()
+        return step, state
+
     def compile_step(self):
         """The train step compiled once, for the shapes of this run; anything else is an error instead of a second compilation."""
         row, rows, sharding = self.data.batch(0, self.build, slice(1)), self.config.data.global_batch, batch_sharding(self.mesh)
@@ -78,6 +90,15 @@ class Job:
     def build(self, rows):
         """The batch of some rows."""
         return causal.build(rows, self.prepared.tokenizer.bos_id)
+
+
+def _release_memory():
+    """Gives back to the system what compiling has used, which an allocator that keeps freed memory (lm/cli.py) would keep too.
+
+    The peak of GPT-2 M on a CPU fell by a quarter. A C library without malloc_trim has no such allocator.
+    """
+    if sys.platform == "linux":
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
 
 
 def set_up(config, workdir: str | pathlib.Path, progress: bool = False, mesh: jax.sharding.Mesh | None = None) -> Job:

@@ -4,7 +4,6 @@ import contextlib
 import pathlib
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
@@ -102,10 +101,8 @@ class Loop(contextlib.AbstractContextManager):
         with self.clock("peak"):
             self.peak = self.config.metrics.peak_flops or peak_flops()[0]
         with jax.set_mesh(self.job.mesh):
-            with self.clock("compile"), ThreadPoolExecutor(1) as beside:
-                state = None if self.state else beside.submit(self.job.initial_state)  # has a program of its own to compile
-                step = self.job.compile_step()
-                self.state = self.state or state.result()
+            with self.clock("compile"):
+                step, self.state = self.job.compiled(self.state)
             self._signals.start_loop()
             data = self.config.data
             feed = Feed(lambda index, rows: self.job.data.batch(index, self.job.build, rows), self.first, last,
