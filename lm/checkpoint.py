@@ -1,19 +1,24 @@
 """Checkpoints: Orbax behind one module. Parameters, optimizer state and meta are separate items, saved in the background.
 
-Each finished checkpoint gets checksums of its files. The latest is what verifies: a torn or changed one is set aside with a
-warning, and the one before is used.
+A save costs its caller the start of a copy into the memory of the host; a thread does the rest. Each finished checkpoint gets
+checksums of its files. The latest is what verifies: a torn or changed one is set aside with a warning, and the one before is used.
 """
 
+import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import pathlib
 import re
 import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep_policies
 
 from lm.errors import CheckpointError, writing
@@ -42,13 +47,21 @@ class Checkpoints:
     def __init__(self, directory: pathlib.Path, keep: int = 1, keep_every: int = 0, read_only: bool = False):
         self.directory = pathlib.Path(directory).resolve()
         self.read_only = read_only
+        self._saving: Future | None = None
+        self._failed = False
         if read_only:
             self._manager = None
             return
         policies = [keep_policies.LatestN(keep)] + ([keep_policies.EveryNSteps(keep_every)] if keep_every else [])
         # What a killed or failed save has left is of no use, and would fill the disk in time.
         policy = keep_policies.AnyPreservationPolicy(policies)
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+        # Where processes are named, Orbax has them meet without a program on the devices, which must not run beside a step.
+        everyone = ocp.options.MultiprocessingOptions(active_processes=set(range(jax.process_count())))
+        # A folder that cannot be made is an error at once; made in yet another thread, it would leave some that wait for it for minutes.
+        folders_first = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True, create=False,
+                                               multiprocessing_options=everyone, async_options=folders_first)
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
         with writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.directory, options=options)
@@ -60,41 +73,48 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit() and path.is_dir())
 
     def save(self, step: int, items: dict, meta: dict):
-        """Starts saving trees of arrays by name; returns when they may change again. Errors of an earlier save surface here."""
-        self.wait()  # Orbax would, but the one before must be sealed too, and at once: saves may come so thick that `check` never can
-        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        """Starts saving trees of arrays by name; they may change as soon as it returns. Errors of an earlier save surface here."""
+        self.wait()
         meta = meta | {"step": step, "manifest": {name: manifest(tree) for name, tree in items.items()}}
+        self._saving = self._thread.submit(self._write, step, _in_host_memory(items), meta)
+
+    def _write(self, step, items, meta):
+        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         try:
             self._manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)), force=True)
-        except _TROUBLE as error:
-            raise _failed(step, self.directory, error) from error
-
-    def check(self):
-        """Raises CheckpointError when a background save failed, and seals the ones that are done."""
-        if self._manager.is_saving_in_progress():
-            return
-        try:
-            self._manager.wait_until_finished()  # does not wait: it raises what the thread that is done met, check_for_errors would not
-            self._manager.check_for_errors()
-        except _TROUBLE as error:
-            raise _failed(None, self.directory, error) from error
-        self._seal()
-
-    def wait(self):
-        """Returns when the last save is on disk and sealed; CheckpointError when it failed."""
-        try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except _TROUBLE as error:
-            raise _failed(None, self.directory, error) from error
+            self._failed = True
+            raise CheckpointError(f"saving step {step} to {self.directory} failed ({_one_line(error)}): free space or mend the folder, "
+                                  "then run the same command to go on from the checkpoint before") from error
         self._seal()
+
+    def saving(self) -> bool:
+        """Whether a save is under way."""
+        return self._saving is not None and not self._saving.done()
+
+    def check(self):
+        """Raises CheckpointError when a background save failed; it does not wait."""
+        if not self.saving():
+            self.wait()
+
+    def wait(self):
+        """Returns when the last save is on disk and sealed; CheckpointError when it failed, once."""
+        if self._saving is not None:
+            try:
+                self._saving.result()
+            finally:  # where the wait was interrupted instead, what the save meets is still to be said
+                self._saving = None if self._saving.done() else self._saving
 
     def close(self):
         """Waits for the last save and ends."""
         try:
             self.wait()
         finally:
-            self._manager.close()
+            self._thread.shutdown()
+            with contextlib.suppress(*_TROUBLE if self._failed else ()):  # Orbax says again what `wait` has said
+                self._manager.close()
 
     def restore(self, abstract: dict, step: int | None = None) -> Restored | None:
         """Items named in `abstract` (trees of ShapeDtypeStruct with shardings) and the meta of a step, or of the latest good one.
@@ -201,6 +221,43 @@ def _shows_damage(error) -> bool:
     return number is None or number in _GONE
 
 
+def _in_host_memory(tree):
+    """A copy in the memory of the host (on the devices where these have no way there), with each piece once in a process however many
+    of its devices have it. The copy is made as the devices get to it; a program that is started later may overwrite the original."""
+    leaves, structure = jax.tree.flatten(tree)
+    homes = [_each_piece_once(leaf.sharding) for leaf in leaves]
+    pieces = [[shard.data for shard in leaf.addressable_shards if shard.device in home.device_set]
+              for leaf, home in zip(leaves, homes, strict=True)]
+    where = jax.tree.map(lambda piece: SingleDeviceSharding(piece.device, memory_kind=_host_memory(piece.device)), pieces)
+    copies = jax.device_put(pieces, where, may_alias=False)
+    return structure.unflatten([jax.make_array_from_single_device_arrays(leaf.shape, home, copy)
+                                for leaf, home, copy in zip(leaves, homes, copies, strict=True)])
+
+
+@functools.lru_cache(maxsize=1024)
+def _each_piece_once(sharding):
+    """The part of a sharding, in the memory of the host, with as few copies of each piece as leave some with every process."""
+    kind = _host_memory(next(iter(sharding.addressable_devices)))
+    if not isinstance(sharding, NamedSharding):
+        return sharding.with_memory_kind(kind)
+    mesh, named = sharding.mesh, {name for part in sharding.spec for name in ((part,) if isinstance(part, str) else part or ())}
+    axes = [axis for axis, name in enumerate(mesh.axis_names) if name in named]
+    devices = np.moveaxis(mesh.devices, axes, range(len(axes)))
+    devices = devices.reshape(*devices.shape[:len(axes)], -1)  # the last axis is that of the copies
+    kept, served = [], set()
+    for copy in range(devices.shape[-1]):
+        processes_here = {device.process_index for device in devices[..., copy].flat}
+        if not processes_here <= served:
+            kept.append(copy)
+            served |= processes_here
+    return NamedSharding(Mesh(devices[..., kept], (*(mesh.axis_names[axis] for axis in axes), "copies")), sharding.spec, memory_kind=kind)
+
+
+def _host_memory(device) -> str:
+    kinds = {memory.kind for memory in device.addressable_memories()}
+    return "pinned_host" if "pinned_host" in kinds else device.default_memory().kind
+
+
 def manifest(tree) -> dict[str, list]:
     """{path: [shape, dtype]} of a tree of arrays."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -210,7 +267,8 @@ def manifest(tree) -> dict[str, list]:
 def checksums(folder: pathlib.Path) -> dict[str, str]:
     """{relative path: blake2b} of every file of a checkpoint but the checksums themselves."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(CHECKSUMS))
-    return {str(path.relative_to(folder)): _digest(path) for path in files}
+    with ThreadPoolExecutor() as threads:
+        return dict(zip((str(path.relative_to(folder)) for path in files), threads.map(_digest, files), strict=True))
 
 
 def _digest(path):
@@ -223,12 +281,6 @@ def _compare(where, stored, wanted):
         if stored.get(path) != wanted.get(path):
             raise CheckpointError(f"{where}/{path} is {stored.get(path, 'missing')} in the checkpoint and {wanted.get(path, 'missing')} "
                                   "in this model: use the config it was trained with")
-
-
-def _failed(step, directory, error):
-    name = "a background save" if step is None else f"saving step {step}"
-    return CheckpointError(f"{name} to {directory} failed ({_one_line(error)}): free space or mend the folder, then run the same command "
-                           "to go on from the checkpoint before")
 
 
 def _one_line(error) -> str:

@@ -1,9 +1,16 @@
 """What every script shares: `--config=FILE` with `--config.a.b=v` overrides, one line of error, exit codes 0, 1 and 2."""
 
 import argparse
+import contextlib
+import errno
+import hashlib
+import itertools
 import json
 import logging
 import os
+import pathlib
+import platform
+import stat
 import sys
 import traceback
 import warnings
@@ -12,6 +19,11 @@ from lm.errors import ConfigError, LmError
 
 # Freed memory is kept, and huge pages are asked for.
 MEMORY_TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000"
+# Of compiled programs kept on disk, in all; beyond it the oldest go.
+MOST_KEPT_BYTES = 2**30
+# Lines of /proc/cpuinfo.
+_OF_A_PROCESSOR = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags",
+                   "CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features")
 
 
 class Parser(argparse.ArgumentParser):
@@ -76,7 +88,7 @@ def run(main):
         # Orbax narrates its options as warnings, and prints the traceback of a failed save that is reported in a line below.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         sys.unraisablehook = _unraisable
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    warnings.formatwarning = _warning
     try:
         code = main(sys.argv[1:])
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever a library raises, a user gets a line and --debug the traceback
@@ -86,6 +98,13 @@ def run(main):
         else:
             print(text if isinstance(error, KeyboardInterrupt) else f"error: {text}", file=sys.stderr)
     sys.exit(code or 0)
+
+
+def _warning(message, *_):
+    """A warning as one line; to JAX's about a program that it could not read or write (it compiles it then) belongs what to do."""
+    kept = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    fix = f"; free space, or delete {kept} if this comes again" if kept and "persistent compilation cache" in str(message) else ""
+    return f"warning: {' '.join(str(message).split())}{fix}\n"
 
 
 def _unraisable(unraisable):
@@ -115,3 +134,59 @@ def keep_memory():
         return
     os.environ["GLIBC_TUNABLES"] = MEMORY_TUNABLES
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def cache_folder() -> pathlib.Path:
+    """Where what can be made again is kept: $LM_CACHE, else ~/.cache/lm."""
+    return pathlib.Path(os.environ.get("LM_CACHE") or "~/.cache/lm").expanduser().absolute()
+
+
+def keep_compilations():
+    """Has JAX keep on disk what it compiles, for the next process that asks for the same program; call it before JAX is imported.
+
+    JAX names a program by its text, the versions, flags and devices. What it was compiled on has a folder of its own: it may end in an
+    illegal instruction on another processor. A JAX_COMPILATION_CACHE_DIR of the user's is left alone; empty, nothing is kept.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    try:
+        root = cache_folder() / f"xla-{os.getuid()}"  # programs are run: those of another user are not for us
+        folder = root / processor()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid != os.getuid() or not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        _keep_newest(root, MOST_KEPT_BYTES)
+    except (OSError, RuntimeError) as error:  # a RuntimeError is that there is no home
+        warnings.warn(f"compiled programs are not kept ({error}): set LM_CACHE to a folder of yours, or JAX_COMPILATION_CACHE_DIR to "
+                      "nothing", stacklevel=2)
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def processor(cpuinfo: str = "/proc/cpuinfo") -> str:
+    """A name for what programs are compiled for here: 16 hex digits over the processor, its instruction sets and how many may be used."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    told = [f"{platform.machine()} {usable}\n"]
+    try:
+        with open(cpuinfo, encoding="utf-8", errors="replace") as lines:
+            first = itertools.takewhile(str.strip, lines)  # of all cores
+            told += [line for line in first if line.split(":")[0].strip() in _OF_A_PROCESSOR]
+    except FileNotFoundError:
+        told.append(platform.node())  # no Linux: a machine by its name
+    return hashlib.blake2b("".join(told).encode(), digest_size=8).hexdigest()
+
+
+def _keep_newest(folder: pathlib.Path, most: int):
+    """Deletes the oldest files below a folder until half of `most` bytes are left, if they have more; others may do the same at once."""
+    files = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            files += [(status.st_mtime, status.st_size, path)] if stat.S_ISREG(status.st_mode) else []
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files) if total > most else ():
+        if total <= most // 2:
+            return
+        path.unlink(missing_ok=True)
+        total -= size

@@ -20,6 +20,7 @@ def main(argv):
     parser.add_argument("--batch", type=int, help="rows per batch (default: the run's)")
     parser.add_argument("--stride", type=int, help="tokens scored per window, the rest is context (default: the run's eval.stride)")
     arguments = parser.parse_args(argv)
+    cli.keep_compilations()
     from lm.evaluate import evaluate_run
 
     cli.print_result(evaluate_run(arguments.workdir, arguments.step, arguments.split, arguments.data, arguments.batch, arguments.stride))

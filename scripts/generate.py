@@ -21,28 +21,46 @@ def main(argv):
     parser.add_argument("--beams", type=int, default=0, help="beam search of this width instead of sampling")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
     parser.add_argument("--num", type=int, default=1, help="completions per prompt")
+    parser.add_argument("--drafts", type=int, help="tokens drafted for each pass of the model: same distribution, fewer passes (default 0)")
+    parser.add_argument("--draft", metavar="WORKDIR", help="run of a smaller model that drafts, 4 tokens unless --drafts says otherwise; "
+                                                           "without it, drafts are what followed the same words before")
     parser.add_argument("--step", type=int, help="checkpoint to use (default: the latest)")
     arguments = parser.parse_args(argv)
     chosen = {name: value for name, value in vars(arguments).items() if name in ("temperature", "top_k", "top_p")}
     if arguments.beams < 0 or arguments.seed < 0:
         raise ConfigError("--beams and --seed must not be negative")
+    drafts = (4 if arguments.draft else 0) if arguments.drafts is None else arguments.drafts
+    if drafts < 0 or (arguments.draft and not drafts) or (drafts and arguments.beams):
+        raise ConfigError(f"--drafts={drafts} is not allowed: at least 1 with --draft, at least 0 without, and 0 with --beams")
     if arguments.beams and chosen:
         raise ConfigError(f"--beams searches without drawing: leave out {', '.join('--' + name for name in chosen)}")
+    cli.keep_compilations()
     from lm.generate import Generator, Sampling
     from lm.run import open_run
 
     sampling = Sampling(**chosen)
     run = open_run(arguments.workdir)
     params, _ = run.parameters(step=arguments.step)
-    generator = Generator(run.model, params, run.tokenizer)
-    completions = generator(arguments.prompt, arguments.max_tokens, sampling, arguments.beams, arguments.seed, arguments.num)
+    generator = Generator(run.model, params, run.tokenizer, _draft(arguments.draft, run) if arguments.draft else None)
+    completions = generator(arguments.prompt, arguments.max_tokens, sampling, arguments.beams, arguments.seed, arguments.num, drafts)
     results = []
     for completion in completions:
         text = run.tokenizer.decode(completion.tokens)
         print(f"{arguments.prompt[completion.prompt]}{text}\n" + "-" * 20)
         results.append({"text": text, "logprob": completion.logprob})
     tokens = sum(len(completion.tokens) + completion.ended for completion in completions)
-    cli.print_result({"completions": results, "tokens_per_second": tokens / generator.seconds})
+    speculation = {"tokens_per_pass": generator.tokens_per_pass} if drafts else {}
+    cli.print_result({"completions": results, "tokens_per_second": tokens / generator.seconds, **speculation})
+
+
+def _draft(workdir: str, run):
+    """Model and parameters of the run that drafts; ConfigError unless its tokens are those of `run`."""
+    from lm.run import open_run
+
+    draft = open_run(workdir)
+    if draft.tokenizer.fingerprint() != run.tokenizer.fingerprint():
+        raise ConfigError(f"--draft={workdir} has another tokenizer than --workdir={run.workdir}: train it with the same one")
+    return draft.model, draft.parameters()[0]
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ def main(argv):
     parser.add_argument("--text", action="store_true", help="print the whole text of the rows")
     arguments = parser.parse_args(argv)
     cli.keep_memory()
+    cli.keep_compilations()
     from lm.replay import replay
 
     cli.print_result(replay(arguments.workdir, arguments.step, arguments.bisect, arguments.text))

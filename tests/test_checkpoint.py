@@ -5,6 +5,7 @@ import gc
 import json
 import resource
 import shutil
+import threading
 import time
 import warnings
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lm.checkpoint import Checkpoints
+from lm.checkpoint import Checkpoints, _in_host_memory
 from lm.errors import CheckpointError
 from lm.parallel import AXES, make_mesh
 
@@ -88,6 +89,29 @@ def test_arrays_may_change_as_soon_as_save_returns(tmp_path):
     jax.tree.map(lambda leaf: leaf.delete(), tree)
     checkpoints.close()
     assert same_bits(Checkpoints(tmp_path).restore({"params": abstract()}).items["params"], state(1))
+
+
+def test_a_step_that_overwrites_its_state_waits_for_the_copy(tmp_path):
+    overwrite = jax.jit(lambda tree: jax.tree.map(lambda leaf: 0 * leaf - 1, tree), donate_argnums=0)
+    checkpoints = Checkpoints(tmp_path, keep=100)
+    wanted = {"x": np.arange(4_000_000, dtype=np.float32)}
+    for step in range(3):
+        tree = jax.block_until_ready(jax.tree.map(jnp.asarray, wanted))
+        checkpoints.save(step, {"params": tree}, {})
+        overwrite(tree)
+    checkpoints.close()
+    asked = {"x": jax.ShapeDtypeStruct((4_000_000,), jnp.float32, sharding=tree["x"].sharding)}
+    for step in range(3):
+        assert same_bits(checkpoints.restore({"params": asked}, step).items["params"], wanted)
+
+
+def test_a_piece_that_many_devices_have_is_copied_once_into_the_memory_of_the_host():
+    mesh = mesh_of(replica=2, fsdp=4)
+    for spec, pieces in ((PartitionSpec(), 1), (PartitionSpec("fsdp"), 4), (PartitionSpec(None, ("replica", "fsdp")), 8)):
+        array = jax.device_put(np.arange(64.0).reshape(8, 8), NamedSharding(mesh, spec))
+        copy = _in_host_memory({"x": array})["x"]
+        assert len(copy.addressable_shards) == pieces and copy.sharding.memory_kind == "pinned_host"
+        assert np.array_equal(copy, array)
 
 
 @pytest.mark.parametrize(("keep", "keep_every", "left"), [
@@ -323,7 +347,7 @@ def test_a_background_save_that_fails_is_an_error_and_the_checkpoint_before_stay
     big = {"x": jnp.asarray(np.random.default_rng(0).integers(0, 2**32, 2_000_000, np.uint32))}
     full_disk()
     checkpoints.save(2, {"params": big}, {})
-    while surfaces_in in ("check", "save") and checkpoints._manager.is_saving_in_progress():
+    while surfaces_in in ("check", "save") and checkpoints.saving():
         time.sleep(0.01)
     act = {"check": checkpoints.check, "close": checkpoints.close}
     with pytest.raises(CheckpointError, match=r"failed \(.*\): free space or mend the folder, then run the same command"):
@@ -332,10 +356,29 @@ def test_a_background_save_that_fails_is_an_error_and_the_checkpoint_before_stay
     assert same_bits(Checkpoints(tmp_path, read_only=True).restore({"params": abstract()}).items["params"], state(1))
 
 
-def test_an_evaluator_reads_while_the_writer_goes_on(tmp_path):
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_wait_does_not_lose_what_the_save_meets(tmp_path, monkeypatch):
+    checkpoints, go = Checkpoints(tmp_path), threading.Event()
+    monkeypatch.setattr(Checkpoints, "_seal", lambda self: go.wait() and self.nothing)
+    checkpoints.save(1, {"params": state(1)}, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._saving, "result", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.wait()
+    go.set()
+    with pytest.raises(AttributeError, match="nothing"):
+        checkpoints.close()
+
+
+def test_an_evaluator_reads_while_the_writer_goes_on(tmp_path, monkeypatch):
     writer = Checkpoints(tmp_path, keep=1)
-    writer.save(1, {"params": state(1)}, {})
-    writer._manager.wait_until_finished()
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_seal", lambda self: None)
+        writer.save(1, {"params": state(1)}, {})
+        writer.wait()
     reader = Checkpoints(tmp_path, read_only=True)
     before = sorted(path.name for path in (tmp_path / "1").rglob("*"))
     assert same_bits(reader.restore({"params": abstract()}).items["params"], state(1)), "finished, though not sealed"

@@ -26,6 +26,10 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "matmul": ("torch",),
     "train": ("torch", "transformers", "flax"),
     "memory": ("torch", "transformers", "flax"),
+    "decode": ("transformers",),
+    "data": (),
+    "checkpoint": ("torch",),
+    "startup": ("torch",),
 }
 # Packages that a peer needs beyond those of lm.
 NEEDS = {"torch": ("torch",), "transformers": ("torch", "transformers"), "flax": ()}

@@ -50,7 +50,8 @@ def held(launcher, corpus, tmp_path):
         hold = Hold(tmp_path, HELD)
         process = launcher.start(config_of(corpus, **overrides), workdir, **hold.variable, **(variables or {}))
         process.wait_until(hold.reached)
-        process.wait_until(lambda: saved_steps(workdir) == [10, 15, 20])  # 5 is wholly deleted too
+        # The save is over: 5 is wholly deleted, and 20 sealed.
+        process.wait_until(lambda: saved_steps(workdir) == [10, 15, 20] and (workdir / "checkpoints/20/checksums.json").exists())
         return process, hold.release
 
     return make
