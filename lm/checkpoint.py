@@ -9,6 +9,7 @@ import dataclasses
 import errno
 import functools
 import hashlib
+import itertools
 import json
 import pathlib
 import re
@@ -25,6 +26,8 @@ from lm.errors import CheckpointError, writing
 from lm.parallel import processes
 
 CHECKSUMS = "checksums.json"
+# What sealed checkpoints until November 2026, at a third of the speed.
+_BEFORE = functools.partial(hashlib.blake2b, digest_size=16)
 # What Orbax, TensorStore and the file system raise over files that are damaged, gone or not to be had now.
 _TROUBLE = (ValueError, OSError, KeyError, TypeError)
 # Errors of the file system that say that a file is gone. All others (no permission, a disk or a server that does not answer) may pass,
@@ -184,7 +187,8 @@ class Checkpoints:
 
     def _verify(self, step):
         folder = self.directory / str(step)
-        wanted, found = json.loads((folder / CHECKSUMS).read_text()), checksums(folder)
+        wanted = json.loads((folder / CHECKSUMS).read_text())
+        found = checksums(folder, _BEFORE if all(len(digest) == 32 for digest in wanted.values()) else hashlib.sha256)
         for name in wanted:
             if found.get(name) != wanted[name]:
                 raise ValueError(f"{name} {'has changed' if name in found else 'is missing'}")
@@ -264,16 +268,17 @@ def manifest(tree) -> dict[str, list]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves}
 
 
-def checksums(folder: pathlib.Path) -> dict[str, str]:
-    """{relative path: blake2b} of every file of a checkpoint but the checksums themselves."""
+def checksums(folder: pathlib.Path, make=hashlib.sha256) -> dict[str, str]:
+    """{relative path: digest} of every file of a checkpoint but the checksums themselves."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(CHECKSUMS))
     with ThreadPoolExecutor() as threads:
-        return dict(zip((str(path.relative_to(folder)) for path in files), threads.map(_digest, files), strict=True))
+        digests = threads.map(_digest, files, itertools.repeat(make))
+        return {str(path.relative_to(folder)): digest for path, digest in zip(files, digests, strict=True)}
 
 
-def _digest(path):
+def _digest(path, make):
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return hashlib.file_digest(file, make).hexdigest()
 
 
 def _compare(where, stored, wanted):

@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import hashlib
 import json
 import resource
 import shutil
@@ -261,6 +262,20 @@ def test_when_all_are_damaged_that_is_an_error_and_none_is_lost(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-1", "damaged-2"]
 
 
+@pytest.mark.parametrize("bad", [False, True])
+def test_the_seals_of_before_are_read_and_notice_damage(tmp_path, bad):
+    write(tmp_path, 1)
+    seal = tmp_path / "1/checksums.json"
+    old = {name: hashlib.blake2b((tmp_path / "1" / name).read_bytes(), digest_size=16).hexdigest() for name in json.loads(seal.read_text())}
+    seal.write_text(json.dumps(old))
+    if bad:
+        flip_a_bit(tmp_path / "1")
+        with pytest.raises(CheckpointError, match="has changed"):
+            Checkpoints(tmp_path, read_only=True).restore({"params": abstract()}, step=1)
+    else:
+        assert same_bits(Checkpoints(tmp_path, read_only=True).restore({"params": abstract()}).items["params"], state(1))
+
+
 @pytest.mark.parametrize(("error", "sealed", "good"), [
     (OSError(errno.EIO, "Input/output error"), True, True), (OSError(errno.EACCES, "Permission denied"), False, True),
     (ValueError("Error opening file [OS error 116: ESTALE Stale file handle]"), False, True),
@@ -293,7 +308,7 @@ def test_what_cannot_be_read_now_though_it_may_be_good_is_an_error_and_stays(tmp
 def test_a_disk_that_does_not_answer_while_checksums_are_made_is_no_damage(tmp_path, monkeypatch):
     write(tmp_path, 1)
 
-    def fail(path):
+    def fail(path, _):
         raise OSError(errno.EIO, "Input/output error", str(path))
 
     monkeypatch.setattr("lm.checkpoint._digest", fail)
