@@ -145,7 +145,8 @@ def keep_compilations():
     """Has JAX keep on disk what it compiles, for the next process that asks for the same program; call it before JAX is imported.
 
     JAX names a program by its text, the versions, flags and devices. What it was compiled on has a folder of its own: it may end in an
-    illegal instruction on another processor. A JAX_COMPILATION_CACHE_DIR of the user's is left alone; empty, nothing is kept.
+    illegal instruction on another processor. A JAX_COMPILATION_CACHE_DIR of the user's is left alone; empty, nothing is kept. Of several
+    processes only the first would write, and the others not find it on their own disks: they keep nothing unless told where.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return

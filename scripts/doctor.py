@@ -28,7 +28,8 @@ def main(argv):
         return configs.validate(configs.override(configs.default(), overrides))
 
     config = load() if cli.alone(arguments) else None
-    cli.keep_compilations()
+    if cli.alone(arguments):
+        cli.keep_compilations()
     from lm.parallel import launch, processes
 
     with processes.member(launch.detect(os.environ, arguments)) as start:

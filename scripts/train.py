@@ -22,7 +22,8 @@ def main(argv):
     # Alone, a wrong config is seen before JAX is loaded; several processes meet first, so that it is said once.
     config = cli.load_config(arguments, overrides) if cli.alone(arguments) else None
     cli.keep_memory()
-    cli.keep_compilations()
+    if cli.alone(arguments):
+        cli.keep_compilations()
     from lm.parallel import launch, processes
 
     with processes.member(launch.detect(os.environ, arguments)) as start:

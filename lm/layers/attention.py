@@ -22,9 +22,9 @@ LONGEST_BLOCK = 256
 
 
 class Cache(NamedTuple):
-    """Keys and values in slots for S tokens, each [N, S, Dh] with N = K B: what a head reads lies in one piece.
+    """Keys and values in slots for S tokens, each [N, S, Dh] with N = B K: what a head reads lies in one piece.
 
-    The axes K and B are one, as the products need them: XLA for CPUs copies a cache that is reshaped between writing and reading.
+    The axes B and K are one, as the products need them: XLA for CPUs copies a cache that is reshaped between writing and reading.
     """
 
     keys: jax.Array
@@ -44,28 +44,28 @@ def attend(q_BTHDh, k_BSKDh, v_BSKDh, mask_BTS):
 
 
 def heads_first(x_BSKDh):
-    """[K B, S, Dh]."""
+    """[B K, S, Dh]; rows first, since a mesh cuts them."""
     batch, length, heads, head_width = x_BSKDh.shape
-    return x_BSKDh.transpose(2, 0, 1, 3).reshape(heads * batch, length, head_width)
+    return x_BSKDh.transpose(0, 2, 1, 3).reshape(batch * heads, length, head_width)
 
 
 def attend_heads_first(q_BTHDh, k_NSDh, v_NSDh, mask_BTS):
-    """`attend` to keys and values as a cache has them, N = K B."""
+    """`attend` to keys and values as a cache has them, N = B K."""
     batch, length, heads, head_width = q_BTHDh.shape
     rows, keys, _ = k_NSDh.shape
     kv_heads, group = rows // batch, heads * batch // rows
     # One batch axis and contiguous rows: the products run at full speed, and the heads of a group share their keys.
-    q = (q_BTHDh * head_width**-0.5).reshape(batch, length, kv_heads, group, head_width).transpose(2, 0, 3, 1, 4)
+    q = (q_BTHDh * head_width**-0.5).reshape(batch, length, kv_heads, group, head_width).transpose(0, 2, 3, 1, 4)
     logits = jnp.einsum("ntd,nsd->nts", q.reshape(rows, group * length, head_width), k_NSDh, preferred_element_type=jnp.float32)
-    logits = logits.reshape(kv_heads, batch, group, length, keys)
-    logits = jnp.where(mask_BTS[:, None], logits, jnp.finfo(jnp.float32).min)
+    logits = logits.reshape(batch, kv_heads, group, length, keys)
+    logits = jnp.where(mask_BTS[:, None, None], logits, jnp.finfo(jnp.float32).min)
     # Dividing [T, Dh] after the product instead of [T, S] before it saves a pass over the weights (Dao et al. 2022).
     weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
     total = jnp.sum(weights, axis=-1).reshape(rows, group * length, 1)
     weights = weights.astype(v_NSDh.dtype).reshape(rows, group * length, keys)
     y = jnp.einsum("nts,nsd->ntd", weights, v_NSDh, preferred_element_type=jnp.float32) / total
-    y = y.astype(v_NSDh.dtype).reshape(kv_heads, batch, group, length, head_width)
-    return y.transpose(1, 3, 0, 2, 4).reshape(batch, length, heads, head_width)
+    y = y.astype(v_NSDh.dtype).reshape(batch, kv_heads, group, length, head_width)
+    return y.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_width)
 
 
 def causal_attend(q_BTHDh, k_BTKDh, v_BTKDh, segments_BT):
@@ -176,8 +176,8 @@ class Attention(nn.Module):
 
 
 def write(cache, new, slot):
-    """cache [K B, S, Dh] with new [B, n, K, Dh] in the slots from `slot` on, which is one for all rows, [], or each row's, [B]."""
+    """cache [B K, S, Dh] with new [B, n, K, Dh] in the slots from `slot` on, which is one for all rows, [], or each row's, [B]."""
     update = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=-2)
     if slot.ndim == 0:
         return update(cache, heads_first(new), slot)
-    return jax.vmap(update)(cache, heads_first(new), jnp.tile(slot, new.shape[2]))
+    return jax.vmap(update)(cache, heads_first(new), jnp.repeat(slot, new.shape[2]))

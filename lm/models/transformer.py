@@ -13,7 +13,7 @@ from lm.layers.feedforward import FeedForward
 from lm.layers.norms import Norm
 from lm.layers.positions import rotary_angles, sinusoids
 from lm.models.base import LanguageModel
-from lm.parallel import Layout, constrain, extent, gathered
+from lm.parallel import Layout, alone, constrain, extent, gathered
 from lm.parallel.pipeline import pipeline
 
 
@@ -126,6 +126,8 @@ class Transformer(nn.Module):
             stack = nn.scan(block, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True},
                             in_axes=(0, *[nn.broadcast] * 3), length=s.layers, metadata_params={nn.PARTITION_NAME: "layers"})
             return stack(s, name="layers")(x, jnp.arange(s.layers), *rows)[0]
+        if alone():  # traced once for all layers, which are compiled as before; on a mesh XLA would gather more than it does
+            block = nn.jit(block)
         for layer in range(s.layers):
             x, _ = block(s, name=f"layer_{layer}")(x, layer, *rows)
         return x
@@ -164,7 +166,7 @@ class TransformerModel(LanguageModel):
         return gathered(table, "vocab", "width").T
 
     def init_decode(self, batch_size: int, max_len: int) -> Decoding:
-        """Empty caches [K B, S, Dh] with S = max_len slots."""
+        """Empty caches [B K, S, Dh] with S = max_len slots."""
         s = self.spec
         empty = jnp.zeros((batch_size * s.kv_heads, max_len, s.head_width), s.dtype)
         return Decoding(jnp.int32(0), jnp.zeros(batch_size, jnp.int32), tuple(Cache(empty, empty) for _ in range(s.layers)))
@@ -194,7 +196,7 @@ class TransformerModel(LanguageModel):
         heads = self.spec.kv_heads
 
         def taken(cache):
-            return cache.reshape(heads, -1, *cache.shape[1:])[:, rows].reshape(-1, *cache.shape[1:])
+            return cache.reshape(-1, heads, *cache.shape[1:])[rows].reshape(-1, *cache.shape[1:])
 
         return Decoding(state.slot, state.first[rows], jax.tree.map(taken, state.caches))
 

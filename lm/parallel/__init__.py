@@ -4,6 +4,7 @@ from lm.parallel.layout import Layout
 from lm.parallel.mesh import AXES, make_mesh, mesh_sizes
 from lm.parallel.sharding import (
     BATCH,
+    alone,
     alone_on_cpu,
     batch_sharding,
     check_replication,
@@ -15,5 +16,5 @@ from lm.parallel.sharding import (
     replicated,
 )
 
-__all__ = ["AXES", "BATCH", "Layout", "alone_on_cpu", "batch_sharding", "check_replication", "constrain", "extent", "gathered",
+__all__ = ["AXES", "BATCH", "Layout", "alone", "alone_on_cpu", "batch_sharding", "check_replication", "constrain", "extent", "gathered",
            "gathers", "make_mesh", "mesh_sizes", "parameter_shardings", "replicated"]

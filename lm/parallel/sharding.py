@@ -67,10 +67,16 @@ def extent(*names: str) -> int:
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)
 
 
+def alone() -> bool:
+    """True where the mesh of `jax.set_mesh` is one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.size == 1
+
+
 def alone_on_cpu() -> bool:
     """True where the mesh of `jax.set_mesh` is one CPU: programs then take pieces that stay in its caches."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return mesh.size == 1 and mesh.abstract_device is not None and mesh.abstract_device.platform == "cpu"
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return alone() and device is not None and device.platform == "cpu"
 
 
 def dividing(name: str, size: int) -> tuple[str, ...]:

@@ -82,10 +82,10 @@ def test_large_logits_neither_overflow_nor_lose_the_softmax_in_low_precision():
 
 @pytest.mark.parametrize("slot", [4, [0, 5, 3]])
 def test_write_puts_each_row_at_its_own_slot(slot):
-    cache, new = np.zeros((2, 3, 7, 4), np.float32), RNG.normal(size=(3, 2, 2, 4)).astype(np.float32)  # heads first, and last but one
+    cache, new = np.zeros((3, 2, 7, 4), np.float32), RNG.normal(size=(3, 2, 2, 4)).astype(np.float32)  # the cache has heads before slots
     expected = cache.copy()
     for row, start in enumerate(np.broadcast_to(slot, 3)):
-        expected[:, row, start : start + 2] = new[row].swapaxes(0, 1)
+        expected[row, :, start : start + 2] = new[row].swapaxes(0, 1)
     np.testing.assert_array_equal(write(cache.reshape(6, 7, 4), new, jnp.array(slot)), expected.reshape(6, 7, 4))
 
 

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 from lm.errors import ConfigError
+from lm.layers import attention
 from lm.parallel import layout as layouts
 from lm.parallel import mesh_sizes
 from lm.parallel.collectives import collectives
 from lm.parallel.pipeline import bubble
 from lm.train.step import row_noise
-from tests.parallel.conftest import make_config, scores
+from tests.parallel.conftest import make_config, run_step, scores
 
 DROPOUT = {"model__dropout": 0.1}
 MIXED = {"model__kv_heads": 2, "model__activation": "swiglu", "model__qk_norm": True, "model__bias": True, "model__tie_embeddings": False}
@@ -76,6 +77,13 @@ def test_a_layout_gives_the_loss_and_every_gradient_of_one_device(step, name):
 @pytest.mark.parametrize("name", ACCUMULATED)
 def test_accumulation_changes_nothing_on_any_layout(step, name):
     assert_equal_steps(step(**ALL[name], train__accumulate=2), step(devices=1, **one_device(ALL[name])))
+
+
+@pytest.mark.parametrize("name", ["fsdp", "tensor", "pipeline-gpipe"])
+def test_long_rows_in_pieces_change_nothing_on_any_layout(monkeypatch, step, name):
+    expected = step(devices=1, **one_device(ALL[name]))
+    monkeypatch.setattr(attention, "LONGEST_BLOCK", 3)  # rows of 16 tokens: five pieces and a rest
+    assert_equal_steps(run_step.__wrapped__(tuple(sorted(ALL[name].items())), 8), expected)
 
 
 def test_every_row_of_every_step_and_seed_has_a_random_key_of_its_own():
