@@ -126,7 +126,7 @@ class Transformer(nn.Module):
             stack = nn.scan(block, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True},
                             in_axes=(0, *[nn.broadcast] * 3), length=s.layers, metadata_params={nn.PARTITION_NAME: "layers"})
             return stack(s, name="layers")(x, jnp.arange(s.layers), *rows)[0]
-        if alone():  # traced once for all layers, which are compiled as before; on a mesh XLA would gather more than it does
+        if alone() and not self.is_initializing():  # traced once for all layers; parameters would be drawn by other keys
             block = nn.jit(block)
         for layer in range(s.layers):
             x, _ = block(s, name=f"layer_{layer}")(x, layer, *rows)

@@ -7,6 +7,7 @@ import pytest
 
 from lm.layers import attention
 from lm.objectives import causal
+from lm.parallel import AXES, make_mesh
 
 SEGMENTS = [[1] * 7 + [2] * 5, [1] * 10 + [0] * 2]
 FAMILIES = ["transformer", "rnn", "lstm", "gru"]
@@ -93,3 +94,14 @@ def test_an_untrained_model_predicts_about_uniformly(make, random_batch, name):
         for part, matrix, deviation in (("attention", "query", 1 / 8), ("attention", "output", 1 / 8 / 8**0.5),
                                         ("feed_forward", "up", 1 / 8), ("feed_forward", "down", 1 / 16 / 8**0.5)):
             assert np.std(params["layers"][part][matrix]["kernel"]) == pytest.approx(deviation, rel=0.03)
+
+
+def test_a_mesh_of_one_device_changes_neither_parameters_nor_outputs(make, random_batch):
+    """There, layers that are not scanned are traced once for all."""
+    model, params = make("transformer", scan_layers=False, layers=3)
+    batch = random_batch(np.ones((2, 8)))
+    with jax.set_mesh(make_mesh(dict.fromkeys(AXES, 1), jax.devices()[:1])):
+        on_mesh = jax.jit(model.init)(jax.random.key(3)), jax.jit(model.apply)(params, batch)
+    without = jax.jit(model.init)(jax.random.key(3)), jax.jit(model.apply)(params, batch)
+    for a, b in zip(jax.tree.leaves(on_mesh), jax.tree.leaves(without), strict=True):
+        np.testing.assert_array_equal(a, b)
