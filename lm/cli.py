@@ -136,9 +136,14 @@ def keep_memory():
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def cache_root() -> str:
+    """$LM_CACHE, else ~/.cache/lm, as it is written."""
+    return os.environ.get("LM_CACHE") or "~/.cache/lm"
+
+
 def cache_folder() -> pathlib.Path:
     """Where what can be made again is kept: $LM_CACHE, else ~/.cache/lm."""
-    return pathlib.Path(os.environ.get("LM_CACHE") or "~/.cache/lm").expanduser().absolute()
+    return pathlib.Path(cache_root()).expanduser().absolute()
 
 
 def keep_compilations():

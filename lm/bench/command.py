@@ -50,6 +50,11 @@ class Options:
     seconds: float = 3.0
     plot: str | None = None
 
+    @property
+    def tiny(self) -> bool:
+        """Whether the shape is one for tests."""
+        return self.shape_name.endswith("tiny")
+
 
 def options_of(shape: str = "M", family: str | None = None, against: str | None = None, rounds: int = 5, seconds: float = 3.0,
                plot: str | None = None) -> Options:

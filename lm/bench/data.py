@@ -21,7 +21,7 @@ def run(options: Options) -> dict:
     """See `lm.bench.command`. `rows`: the preparation of the corpus as it is and `copies` times over, with tokens and megabytes of text a
     second, its speed-up over one process that only encodes, and that process; the loader, with what its batches would cost a step
     if nothing overlapped; and training steps with the share of their time that they wait for data, as `lm.train.loop` counts it."""
-    tiny = options.shape_name.endswith("tiny")
+    tiny = options.tiny
     copies, batches = (1, SMALL_BATCHES) if tiny else (COPIES, BATCHES)
     texts = {f"prepare x{count}": count for count in dict.fromkeys((1, copies))}
     with contextlib.ExitStack() as stack:

@@ -23,14 +23,13 @@ PEERS = {"transformers": {"transformers": ("lm.bench.peers.hf:Decoding", {"compi
 BATCHES, SMALL_BATCHES = (1, 8, 64), (1, 2)
 LENGTH = 128  # tokens of a prompt, its start included, and new ones; half of the context where that is less
 START = 0  # the first token of every prompt, which no side may choose
-PEAK_SIZES, TYPE = (1024, 2048), "float32"
 # Two implementations round differently, and where two tokens are as likely a row goes another way from there on.
 SAME_TOKENS = 0.9
 
 
 def run(options: Options) -> dict:
     """See `lm.bench.command`; `rows` has a row per side and batch, `seconds` what each side took for one new token and for all of them."""
-    tiny, shape, length = options.shape_name.endswith("tiny"), options.shape, min(LENGTH, options.shape.context // 2)
+    tiny, shape, length = options.tiny, options.shape, min(LENGTH, options.shape.context // 2)
     batches = SMALL_BATCHES if tiny else BATCHES
     prompts = {batch: prompts_of(shape, batch, length) for batch in batches}
     with contextlib.ExitStack() as stack:
@@ -38,7 +37,7 @@ def run(options: Options) -> dict:
         same = {batch: check_same({name: side("tokens", prompts=prompts[batch], new=length) for name, side in sides.items()})
                 for batch in batches}
         turns = {(name, batch): turn_of(side, prompts[batch], length, options.seconds) for batch in batches for name, side in sides.items()}
-        (products,) = matmul.sides(stack, False, matmul.SMALL_SIZES if tiny else PEAK_SIZES, (TYPE,)).values()
+        (products,) = matmul.sides(stack, False, matmul.peak_sizes(options), (matmul.PEAK_TYPE,)).values()
         memory = stack.enter_context(Side("lm.bench.limits:Bandwidth", {"size": 2**22} if tiny else {}))
         limits = {"memory": lambda: memory("turn")["read"], "products": lambda: max(found["flops"] for found in products("turn"))}
         measured = interleave(turns | limits, options.rounds)

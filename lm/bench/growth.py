@@ -18,7 +18,7 @@ TURN_SHARE = 0.1  # of the seconds that a turn is asked to take: there are many 
 
 def measure(options: Options) -> dict:
     """For each axis its values, the median milliseconds of a step at each, and the exponent: 1 is linear."""
-    doublings = 1 if options.shape_name.endswith("tiny") else DOUBLINGS
+    doublings = 1 if options.tiny else DOUBLINGS
     base = Shape(options.shape.family, 2, 64 if doublings == 1 else 256, 64, 2, 1024)
     result = {}
     for axis in ("context", "batch", "layers"):

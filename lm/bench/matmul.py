@@ -9,6 +9,7 @@ from lm.bench.worker import Side
 
 SIZES, TYPES = (512, 1024, 2048, 4096), ("float32", "bfloat16")
 SMALL_SIZES = (64, 128)  # of the shapes for tests
+PEAK_SIZES, PEAK_TYPE = (1024, 2048), "float32"
 # Whose products are measured: the peak is a limit of the machine, whoever reaches it.
 WAYS = {"jax": "lm.bench.limits:Products", "torch": "lm.bench.peers.pytorch:Products"}
 
@@ -18,9 +19,14 @@ def sides(stack: contextlib.ExitStack, torch: bool, sizes: Sequence[int], types:
     return {way: stack.enter_context(Side(WAYS[way], {"sizes": sizes, "types": types})) for way in WAYS if way == "jax" or torch}
 
 
+def peak_sizes(options: Options) -> tuple[int, ...]:
+    """Sizes of the PEAK_TYPE products that others are measured against."""
+    return SMALL_SIZES if options.tiny else PEAK_SIZES
+
+
 def run(options: Options) -> dict:
     """See `lm.bench.command`; `peak` is by type, in FLOP/s, `bandwidth` in bytes/s, each the best of all rounds."""
-    tiny = options.shape_name.endswith("tiny")
+    tiny = options.tiny
     with contextlib.ExitStack() as stack:
         products = sides(stack, options.against == "torch", SMALL_SIZES if tiny else SIZES, TYPES)
         memory = stack.enter_context(Side("lm.bench.limits:Bandwidth", {"size": 2**22} if tiny else {}))

@@ -26,7 +26,7 @@ def run(options: Options) -> dict:
     are counted from. `fits` has for each axis and side, of the peak of the process and of our compiled step, the slope in bytes per
     token (of a row) or word, and the exponent of the last doubling: 1 is linear, 2 is quadratic, 0 is flat; `least_slope` is what
     cannot be saved."""
-    family, doublings = options.shape.family, 1 if options.shape_name.endswith("tiny") else DOUBLINGS
+    family, doublings = options.shape.family, 1 if options.tiny else DOUBLINGS
     sizes = {"context": Shape(family, *CONTEXT), "vocab_size": Shape(family, *VOCABULARY)}
     rows, fits = [], {}
     for axis, first in sizes.items():

@@ -78,9 +78,7 @@ class Feeding:
         folder = pathlib.Path(folder)
         self._job = set_up(config_in(folder, Shape(*shape), 1, "run"), folder / "run")
         self._at = 0
-        with jax.set_mesh(self._job.mesh):
-            self._step = self._job.compile_step()
-            self._state = self._job.initial_state()
+        self._step, self._state = self._job.compiled()
 
     def _feed(self, count: int) -> Feed:
         """The next batches, made as `lm.train.loop` makes them."""

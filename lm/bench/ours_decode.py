@@ -1,12 +1,12 @@
 """Our side of the benchmark of decoding: `lm.generate.Generator`, as `scripts/generate.py` calls it, on prompts that are tokens already."""
 
 import functools
-import time
 
 import jax
 import numpy as np
 
 from lm import models
+from lm.bench.rounds import seconds_of
 from lm.bench.shapes import Shape, config_of
 from lm.generate import Generator, Sampling
 
@@ -57,12 +57,7 @@ class Decoding:
 
     def seconds(self, prompts: list[list[int]], new: int, count: int) -> list[float]:
         """Seconds that this takes, each of some times."""
-        seconds = []
-        for _ in range(count):
-            start = time.perf_counter()
-            self.tokens(prompts, new)
-            seconds.append(time.perf_counter() - start)
-        return seconds
+        return seconds_of(lambda: self.tokens(prompts, new), count)
 
 
 def named(params) -> dict[str, jax.Array]:

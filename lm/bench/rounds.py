@@ -60,11 +60,19 @@ def turn_of(side: Callable, seconds: float) -> Callable[[], list[float]]:
     return lambda: side("steps", count=1 + count)[1:]
 
 
+def seconds_of(call: Callable[[], object], count: int) -> list[float]:
+    """Seconds of each of some calls."""
+    seconds = []
+    for _ in range(count):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
 def best_seconds(call: Callable[[], object]) -> float:
     """Least seconds of a call, repeated for LEAST_SECONDS, at least twice."""
     seconds, start = [], time.perf_counter()
     while len(seconds) < 2 or time.perf_counter() - start < LEAST_SECONDS:
-        before = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - before)
+        seconds += seconds_of(call, 1)
     return min(seconds)

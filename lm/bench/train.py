@@ -21,7 +21,6 @@ PEERS = {
                      "transformers compiled": ("lm.bench.peers.hf:Training", {"compiled": True})},
     "flax": {"flax": ("lm.bench.peers.flax:Training", {})},
 }
-PEAK_SIZES, TYPE = (1024, 2048), "float32"  # of the products that MFU is measured against
 # First losses may differ by their random initial weights: they start near log V, and frequent words weigh much.
 SAME_LOSS = 0.03
 
@@ -33,10 +32,10 @@ def run(options: Options) -> dict:
         sides = {name: stack.enter_context(start(name, options, folders[name])) for name in folders}
         firsts = {name: side("first") for name, side in sides.items()}
         check_same({name: side.info for name, side in sides.items()}, firsts)
-        sizes = matmul.SMALL_SIZES if options.shape_name.endswith("tiny") else PEAK_SIZES
-        products = matmul.sides(stack, options.against in ("torch", "transformers"), sizes, (TYPE,))
+        products = matmul.sides(stack, options.against in ("torch", "transformers"), matmul.peak_sizes(options),
+                                (matmul.PEAK_TYPE,))
         turns = {name: turn_of(side, options.seconds) for name, side in sides.items()}
-        limits = {f"{way} {TYPE}": lambda side=side: side("turn") for way, side in products.items()}
+        limits = {f"{way} {matmul.PEAK_TYPE}": lambda side=side: side("turn") for way, side in products.items()}
         measured = interleave(turns | limits, options.rounds)
         memory = {name: least_memory(name, side, options, folders[name]) for name, side in sides.items()}
         flops = sides["ours"].info["flops"]

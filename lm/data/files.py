@@ -10,6 +10,7 @@ import pathlib
 import sys
 import time
 
+from lm import cli
 from lm.errors import ConfigError, DataError
 
 _BLOCK = 1 << 22
@@ -54,7 +55,7 @@ def read_bytes(location) -> bytes:
 
 def cache_root(data) -> pathlib.Path:
     """Folder of prepared stores and tokenizers: data.cache_dir, else $LM_CACHE, else ~/.cache/lm."""
-    root = data.cache_dir or os.environ.get("LM_CACHE") or "~/.cache/lm"
+    root = data.cache_dir or cli.cache_root()
     if is_url(root):
         raise ConfigError(f"data.cache_dir={root}: the cache must be a local folder; copy finished stores there and read them as store:URL")
     return pathlib.Path(root).expanduser().absolute()

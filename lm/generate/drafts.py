@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lm.generate.loops import prefill
+from lm.generate.loops import apart, prefill
 from lm.generate.sampling import Sampling, choose, probabilities, without
 
 
@@ -55,8 +55,7 @@ class Draft:
     def start(self, params, prompts, lengths, room: int):
         """The smaller model's state after the prompts."""
         state = prefill(self.model, params, prompts, lengths, prompts.shape[1] + room)[1]
-        nothing = jnp.zeros((prompts.shape[0], 0), jnp.int32)
-        return self.model.accept(params, state, state, nothing, jnp.zeros(prompts.shape[0], jnp.int32))
+        return apart(self.model, params, state, prompts.shape[0])
 
     def draft(self, params, state, text, ends, n: int, keys, banned):
         """(tokens [R, n], what each was drawn from [R, n, V], state after all n of them) after the token before `ends` [R]."""

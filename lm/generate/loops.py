@@ -49,6 +49,11 @@ def prefill(model, params, prompts, lengths, max_len: int):
     return logits_of(hidden, model.unembedding(params)), state
 
 
+def apart(model, params, state, rows: int):
+    """A state of which each row may go on by another number of tokens, for `model.accept`."""
+    return model.accept(params, state, state, jnp.zeros((rows, 0), jnp.int32), jnp.zeros(rows, jnp.int32))
+
+
 def chunk_of(rows: int, width: int) -> int:
     """How many columns of prompts [R, P] are read at once: a power of two, which divides any P that is one or whole chunks."""
     chunk = min(width, PREFILL_CHUNK)

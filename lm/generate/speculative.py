@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lm.generate.loops import Decoded, prefill, put
+from lm.generate.loops import Decoded, apart, prefill, put
 from lm.generate.sampling import choose, gained, probabilities, row_keys, without
 
 
@@ -53,7 +53,7 @@ def speculate(params, prompts, lengths, limit, seed, draft_params, *, model, dra
     zeros = jnp.zeros(rows, jnp.int32)
     valid = jnp.arange(width) >= width - lengths[:, None]
     text = jnp.concatenate([jnp.where(valid, prompts, -1), jnp.full((rows, space), -1, jnp.int32)], axis=1)
-    start = Carry(zeros + 1, model.accept(params, state, state, prompts[:, :0], zeros),
+    start = Carry(zeros + 1, apart(model, params, state, rows),
                   drafter.start(draft_params, prompts, lengths, space), put(text, width, chosen), gained(logits, chosen),
                   (chosen == eos_id) | (limit <= 1), jnp.int32(rows))
 

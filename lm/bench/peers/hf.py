@@ -1,14 +1,13 @@
 """transformers: GPT2LMHeadModel and LlamaForCausalLM on `scaled_dot_product_attention`, trained as `lm.bench.peers.pytorch` trains, and
 `generate`."""
 
-import time
-
 import numpy as np
 import torch
 from torch import nn
 from transformers import CompileConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lm.bench.peers import pytorch
+from lm.bench.rounds import seconds_of
 from lm.bench.shapes import Shape, heads_of, swiglu_width
 
 ATTENTION = "sdpa"
@@ -76,12 +75,7 @@ class Decoding:
 
     def seconds(self, prompts: list[list[int]], new: int, count: int) -> list[float]:
         """Seconds that this takes, each of some times."""
-        seconds = []
-        for _ in range(count):
-            start = time.perf_counter()
-            self.tokens(prompts, new)
-            seconds.append(time.perf_counter() - start)
-        return seconds
+        return seconds_of(lambda: self.tokens(prompts, new), count)
 
 
 def load(model: nn.Module, weights: dict[str, torch.Tensor], shape: Shape):
