@@ -1,7 +1,8 @@
 """Cross-entropy over the vocabulary: a dense form to check against and one by chunks, which need not hold [B, T, V] logits.
 
 Both return sums, in float32 whatever the type of the hidden states; whoever calls them divides once, by the global sum of
-the weights. The z-loss (Chowdhery et al. 2022) is weight * log_normaliser^2 per token.
+the weights. The z-loss (Chowdhery et al. 2022) is weight * log_normaliser^2 per token. Label smoothing (Szegedy et al. 2016)
+trains on targets of which a share `smoothing` is spread over the whole vocabulary; what is reported is never smoothed.
 """
 
 import functools
@@ -35,21 +36,33 @@ def token_losses(hidden, unembedding, targets, z_loss: float = 0.0):
     return _of_logits(_logits(hidden, unembedding), targets, z_loss)[:2]
 
 
-def dense_loss(hidden, unembedding, targets, weights, z_loss: float = 0.0):
-    """(sum of weighted losses with z-loss, sum of weighted cross-entropies), from all logits at once."""
-    cross_entropy, z = token_losses(hidden, unembedding, targets, z_loss)
-    return jnp.sum(weights * (cross_entropy + z)), jnp.sum(weights * cross_entropy)
+def _smoothed(cross_entropy, logits, log_normaliser, smoothing):
+    """(1 - smoothing) * cross-entropy + smoothing * mean over the vocabulary of -log p, [..., T]."""
+    if not smoothing:
+        return cross_entropy
+    return (1 - smoothing) * cross_entropy + smoothing * (log_normaliser - jnp.mean(logits, axis=-1))
 
 
-def loss(hidden, unembedding, targets, weights, z_loss: float = 0.0, chunk: int = 0):
+def dense_loss(hidden, unembedding, targets, weights, z_loss: float = 0.0, smoothing: float = 0.0):
+    """(sum of weighted losses, smoothed and with z-loss, sum of weighted cross-entropies), from all logits at once."""
+    logits = _logits(hidden, unembedding)
+    cross_entropy, z, log_normaliser = _of_logits(logits, targets, z_loss)
+    return _sums(weights, cross_entropy, z, _smoothed(cross_entropy, logits, log_normaliser, smoothing))
+
+
+def _sums(weights, cross_entropy, z, smoothed):
+    return jnp.sum(weights * (smoothed + z)), jnp.sum(weights * cross_entropy)
+
+
+def loss(hidden, unembedding, targets, weights, z_loss: float = 0.0, chunk: int = 0, smoothing: float = 0.0):
     """`dense_loss` with the logits of at most `chunk` positions per row at once; `chunk` divides T.
 
     0 is the whole row, but on one CPU: there, logits that stay in the caches are faster.
     """
     chunk = chunk_of(chunk, *targets.shape)
     if chunk == targets.shape[1]:
-        return dense_loss(hidden, unembedding, targets, weights, z_loss)
-    return _chunked(hidden, unembedding, targets, weights, z_loss, chunk)
+        return dense_loss(hidden, unembedding, targets, weights, z_loss, smoothing)
+    return _chunked(hidden, unembedding, targets, weights, z_loss, smoothing, chunk)
 
 
 def chunked_token_nats(hidden, unembedding, targets, chunk: int = 0):
@@ -67,10 +80,10 @@ def chunk_of(chunk: int, rows: int, length: int) -> int:
     return max(size for size in range(1, length + 1) if length % size == 0 and size <= most)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _chunked(hidden, unembedding, targets, weights, z_loss, chunk):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _chunked(hidden, unembedding, targets, weights, z_loss, smoothing, chunk):
     def add(sums, part):
-        loss = dense_loss(part[0], unembedding, part[1], part[2], z_loss)
+        loss = dense_loss(part[0], unembedding, part[1], part[2], z_loss, smoothing)
         return jax.tree.map(jnp.add, sums, loss), None
 
     zero = jnp.zeros((), jnp.float32)
@@ -95,14 +108,14 @@ def _joined(chunks, shape):
     return jnp.moveaxis(parts, 0, 2).reshape(shape)
 
 
-def _chunked_forward(hidden, unembedding, targets, weights, z_loss, chunk):
+def _chunked_forward(hidden, unembedding, targets, weights, z_loss, smoothing, chunk):
     """The gradient is taken here, chunk by chunk while the logits exist, and only scaled later: nothing is computed twice."""
     matrix = unembedding.astype(hidden.dtype)
 
     def add(carry, part):
         sums, d_unembedding = carry
         hidden_part = constrain(part[0], "batch", "time", "act_width")
-        loss, d_logits = _with_gradient(hidden_part, matrix, *part[1:], z_loss)
+        loss, d_logits = _with_gradient(hidden_part, matrix, *part[1:], z_loss, smoothing)
         d_hidden = jnp.einsum("btv,dv->btd", d_logits, matrix)
         d_matrix = jnp.einsum("btd,btv->dv", hidden_part, d_logits, preferred_element_type=jnp.float32)
         return (jax.tree.map(jnp.add, sums, loss), d_unembedding + d_matrix), d_hidden
@@ -113,19 +126,23 @@ def _chunked_forward(hidden, unembedding, targets, weights, z_loss, chunk):
     return sums, (_joined(d_hidden, hidden.shape), d_unembedding)
 
 
-def _with_gradient(hidden, matrix, targets, weights, z_loss):
+def _with_gradient(hidden, matrix, targets, weights, z_loss, smoothing):
     """(the sums of `dense_loss`, the gradient of the first by the logits [B, T, V] in hidden's type).
 
-    With p the softmax and n its log-normaliser: weight * (p - [v is the target] + 2 z_loss n p). One pass over the logits makes it.
+    With p the softmax and n its log-normaliser: weight * (p - share of v + 2 z_loss n p), where the share is smoothing / V, and
+    1 - smoothing more at the target. One pass over the logits makes it.
     """
     logits = _logits(hidden, matrix)
     cross_entropy, z, log_normaliser = _of_logits(logits, targets, z_loss)
     d_logits = jnp.exp(logits - log_normaliser[..., None]) * (weights * (1 + 2 * z_loss * log_normaliser))[..., None]
-    d_logits = d_logits - jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], weights[..., None], 0.0)
-    return (jnp.sum(weights * (cross_entropy + z)), jnp.sum(weights * cross_entropy)), d_logits.astype(hidden.dtype)
+    target_share = (1 - smoothing) * weights if smoothing else weights
+    d_logits = d_logits - jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], target_share[..., None], 0.0)
+    if smoothing:
+        d_logits = d_logits - (smoothing / logits.shape[-1]) * weights[..., None]
+    return _sums(weights, cross_entropy, z, _smoothed(cross_entropy, logits, log_normaliser, smoothing)), d_logits.astype(hidden.dtype)
 
 
-def _chunked_backward(z_loss, chunk, residuals, cotangents):
+def _chunked_backward(z_loss, smoothing, chunk, residuals, cotangents):
     d_hidden, d_unembedding = residuals
     scale = cotangents[0]  # the second sum is for reports: its gradient is not supported and nobody takes it
     return (scale * d_hidden).astype(d_hidden.dtype), scale * d_unembedding, None, None

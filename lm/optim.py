@@ -4,6 +4,7 @@ Every parameter belongs to a group by its name (`GROUPS`); weight decay and Muon
 """
 
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,11 @@ GROUPS: tuple[tuple[str, str], ...] = (
     (r"^unembedding/kernel$", "embedding"),
     (r"/(kernel|input|recurrent)$", "matrix"),
     (r"(^|/)(scale|bias|recurrent_bias)$", "vector"),
+    (r"^(transition|emission|start)$", "probability"),
 )
+
+# The least probability that EM gives to anything: no log is infinite, and what never came costs 69 nats.
+LEAST_PROBABILITY = 1e-30
 
 
 def group_of(path: str) -> str:
@@ -79,15 +84,53 @@ def _muon(optim):
                            lambda params: jax.tree.map(lambda group: "matrix" if group == "matrix" else "rest", groups(params)))
 
 
+class EMState(NamedTuple):
+    """Steps made, and the running expected counts (per target) of each parameter."""
+
+    count: jax.Array
+    statistics: dict
+
+
+def em(prior: float, exponent: float) -> optax.GradientTransformation:
+    """Expectation maximisation of tables of log-probabilities, which are normalised along their last axis.
+
+    The gradient of the mean negative log-likelihood by such a table is minus the expected counts per target (the E-step). The counts
+    of step k = 0, 1, ... replace a share (k + 2)^-exponent of the counts so far (stepwise EM, Liang and Klein 2009); 0 forgets all
+    that came before, which is EM on the batch alone. To the counts of a table, `prior` times their sum is added, spread evenly over
+    its entries: 0.01 is one imaginary event to a hundred. The direction leads, at learning rate 1, to the normalised counts (the
+    M-step); a distribution with no counts at all stays as it is.
+    """
+
+    def init(params):
+        return EMState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+    def update(gradients, state, params):
+        share = (state.count + 2.0) ** -exponent
+        statistics = jax.tree.map(lambda old, gradient: (1 - share) * old - share * gradient, state.statistics, gradients)
+        directions = jax.tree.map(lambda old, counts: old - _normalised(counts, prior, old), params, statistics)
+        return directions, EMState(state.count + 1, statistics)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _normalised(counts, prior, old):
+    """Log-probabilities along the last axis from counts with imaginary ones; `old` ones where there are none."""
+    counts = counts + prior * jnp.mean(counts)
+    totals = jnp.sum(counts, axis=-1, keepdims=True)
+    return jnp.where(totals > 0, jnp.log(jnp.maximum(counts / totals, LEAST_PROBABILITY)), old)
+
+
 def optimizer(optim) -> optax.GradientTransformation:
     """Turns gradients into a direction; the update is minus the learning rate times it. Moments are float32."""
     steps = {
         "adamw": lambda: [_adam(optim), _decay(optim)],
         "adam": lambda: [_decay(optim), _adam(optim)],
         "sgd": lambda: [_decay(optim), optax.trace(optim.beta1)],
+        "adagrad": lambda: [_decay(optim), optax.scale_by_rss(0.0, optim.eps**2)],  # eps is added under the root here
         "adafactor": lambda: [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms(), _decay(optim)],
         "lion": lambda: [optax.scale_by_lion(optim.beta1, optim.beta2), _decay(optim)],
         "muon": lambda: [_muon(optim), _decay(optim)],
+        "em": lambda: [em(optim.em_prior, optim.em_exponent)],
     }[optim.name]()
     return optax.chain(*steps)
 

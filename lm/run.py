@@ -1,4 +1,7 @@
-"""A run's work directory: config.json, environment.json, metrics.jsonl, tokenizer/, checkpoints/, tensorboard/."""
+"""A run's work directory: config.json, environment.json, metrics.jsonl, tokenizer/, checkpoints/, tensorboard/.
+
+A run on pairs has source_tokenizer/ too.
+"""
 
 import dataclasses
 import datetime
@@ -14,10 +17,12 @@ import sys
 import jax
 
 from lm import config as configs
-from lm import models
+from lm import models, objectives
 from lm.checkpoint import Checkpoints
+from lm.data.prepare import PreparedData
 from lm.data.tokenizers import Tokenizer, load_tokenizer
 from lm.errors import CheckpointError, ConfigError, writing
+from lm.tables import Tables
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy", "sentencepiece")
 
@@ -29,19 +34,24 @@ class Run:
     workdir: pathlib.Path
     config: object
     tokenizer: Tokenizer
-    model: models.LanguageModel
+    model: models.Model
+    objective: objectives.Objective
     checkpoints: Checkpoints
 
     def abstract_parameters(self) -> dict:
         """Shapes and types of the parameters."""
         return jax.eval_shape(self.model.init, jax.random.key(0))
 
-    def parameters(self, shardings=None, step: int | None = None) -> tuple[dict, int]:
-        """(parameters, step) of a checkpoint, by default the latest; the running mean of the weights where the run keeps one."""
+    def parameters(self, sharding: jax.sharding.Sharding | None = None, step: int | None = None) -> tuple[dict, int]:
+        """(parameters, step) of a checkpoint, by default the latest; the running mean of the weights where the run keeps one.
+
+        All of them lie as `sharding` says, by default on one device; what was counted is NumPy arrays.
+        """
+        if isinstance(self.model, models.CountedModel):
+            return Tables(self.workdir / "checkpoints").restore(step)[:2]
         item = "ema" if self.config.train.ema else "params"
-        abstract = self.abstract_parameters()
-        shardings = shardings or jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), abstract)
-        abstract = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract, shardings)
+        sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), self.abstract_parameters())
         restored = self.checkpoints.restore({item: abstract}, step)
         if restored is None:
             raise CheckpointError(f"{self.workdir} has no checkpoint yet: train first, or wait for the first one")
@@ -55,21 +65,25 @@ def open_run(workdir: str | os.PathLike) -> Run:
         raise ConfigError(f"{workdir} is not the work directory of a run (it has no config.json)")
     config = configs.from_json(json.loads((workdir / "config.json").read_text())["config"])
     tokenizer = load_tokenizer(workdir / "tokenizer")
-    model = models.build(config.model, tokenizer.vocab_size, config.data.context)
-    return Run(workdir, config, tokenizer, model, Checkpoints(workdir / "checkpoints", read_only=True))
+    folder = workdir / "source_tokenizer"
+    objective = objectives.make(config, tokenizer, load_tokenizer(folder) if folder.exists() else None)
+    model = objective.model(config)
+    return Run(workdir, config, tokenizer, model, objective, Checkpoints(workdir / "checkpoints", read_only=True))
 
 
-def start(workdir: pathlib.Path, given, resolved, data_fingerprint: str, tokenizer: Tokenizer) -> str:
+def start(workdir: pathlib.Path, given, resolved, prepared: PreparedData) -> str:
     """Writes a new run's files, or checks that an old one's agree; ConfigError names the keys that differ.
 
     `given` is the config as it was written, `resolved` has its durations in steps. Returns a note for the user, or "".
     """
     file = workdir / "config.json"
-    note = _check_same(workdir, json.loads(file.read_text()), given, data_fingerprint) if file.exists() else ""
+    note = _check_same(workdir, json.loads(file.read_text()), given, prepared.fingerprint) if file.exists() else ""
     with writing(workdir):
-        tokenizer.save(workdir / "tokenizer")
+        prepared.tokenizer.save(workdir / "tokenizer")
+        if prepared.source_tokenizer:
+            prepared.source_tokenizer.save(workdir / "source_tokenizer")
         _write_json(file, {"config": configs.to_json(resolved), "given": configs.to_json(given), "hash": configs.fingerprint(resolved),
-                           "data": data_fingerprint})
+                           "data": prepared.fingerprint})
         _write_json(workdir / "environment.json", environment())
     return note
 

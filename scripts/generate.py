@@ -14,6 +14,7 @@ def main(argv):
     parser = cli.Parser(description=__doc__)
     parser.add_argument("--workdir", required=True, help="work directory of the run")
     parser.add_argument("--prompt", required=True, action="append", help="text to continue; may be given several times")
+    parser.add_argument("--suffix", metavar="TEXT", help="text after the gap that the completion fills (runs with objective.name=infill)")
     parser.add_argument("--max_tokens", type=int, help="most tokens to add (default: what fits in the context, at most 128)")
     parser.add_argument("--temperature", type=float, default=argparse.SUPPRESS, help="0 is greedy (default 1)")
     parser.add_argument("--top_k", type=int, default=argparse.SUPPRESS, help="draw among the k likeliest tokens (default: all)")
@@ -41,16 +42,28 @@ def main(argv):
     sampling = Sampling(**chosen)
     run = open_run(arguments.workdir)
     params, _ = run.parameters(step=arguments.step)
-    generator = Generator(run.model, params, run.tokenizer, _draft(arguments.draft, run) if arguments.draft else None)
-    completions = generator(arguments.prompt, arguments.max_tokens, sampling, arguments.beams, arguments.seed, arguments.num, drafts)
+    draft = _draft(arguments.draft, run) if arguments.draft else None
+    generator = Generator(run.model, params, run.tokenizer, draft, run.objective.bidirectional_prompts)
+    prompts = arguments.prompt if arguments.suffix is None else _gaps(run, arguments.prompt, arguments.suffix)
+    completions = generator(prompts, arguments.max_tokens, sampling, arguments.beams, arguments.seed, arguments.num, drafts)
     results = []
     for completion in completions:
         text = run.tokenizer.decode(completion.tokens)
-        print(f"{arguments.prompt[completion.prompt]}{text}\n" + "-" * 20)
+        print(f"{arguments.prompt[completion.prompt]}{text}{arguments.suffix or ''}\n" + "-" * 20)
         results.append({"text": text, "logprob": completion.logprob})
     tokens = sum(len(completion.tokens) + completion.ended for completion in completions)
     speculation = {"tokens_per_pass": generator.tokens_per_pass} if drafts else {}
     cli.print_result({"completions": results, "tokens_per_second": tokens / generator.seconds, **speculation})
+
+
+def _gaps(run, prompts: list[str], suffix: str) -> list:
+    """Token ids that ask for what stands between each prompt and the suffix; ConfigError unless the run has learned to fill gaps."""
+    from lm.objectives.infill import Infill
+
+    if not isinstance(run.objective, Infill):
+        raise ConfigError(f"--suffix needs a run with objective.name=infill: {run.workdir} has {run.config.objective.name}")
+    encode = run.tokenizer.encode
+    return [run.objective.prompt(encode(prompt), encode(suffix)) for prompt in prompts]
 
 
 def _draft(workdir: str, run):

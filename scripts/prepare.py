@@ -3,8 +3,8 @@
     python scripts/prepare.py --config=configs/quickstart.py [--config.data.KEY=VALUE ...] [--out=DIR]
     python scripts/prepare.py --input='texts/**/*.txt' --out=DIR [--tokenizer=bpe --vocab_size=8192 --documents=line ...]
 
---input takes sotu, text:GLOB, jsonl:GLOB, parquet:GLOB, tfds:NAME:SPLIT, or a path or pattern that ends in .txt, .jsonl or
-.parquet. A prepared folder is read by training as data.source=store:DIR. Without --out stores go to data.cache_dir.
+--input takes sotu, text:GLOB, jsonl:GLOB, parquet:GLOB, pairs:GLOB, tfds:NAME:SPLIT, or a path or pattern that ends in .txt, .jsonl,
+.parquet or .tsv (pairs). A prepared folder is read by training as data.source=store:DIR. Without --out stores go to data.cache_dir.
 The last line is the manifest as JSON; {"fingerprint", "stores": [manifest, ...]} where a config has several sources.
 """
 
@@ -13,7 +13,8 @@ from lm.config.schema import SCHEMA
 from lm.data.prepare import prepare, prepare_into
 from lm.errors import ConfigError
 
-_OPTIONS = ("tokenizer", "vocab_size", "tokenizer_sample_bytes", "tokenizer_seed", "documents", "text_field", "validation_fraction",
+_OPTIONS = ("tokenizer", "vocab_size", "tokenizer_sample_bytes", "tokenizer_seed", "documents", "text_field", "source_field",
+            "pair_columns", "joint_tokenizer", "source_tokenizer", "source_vocab_size", "validation_fraction",
             "test_fraction", "tfds_dir", "cache_dir", "workers")
 
 

@@ -3,6 +3,7 @@
 #   scripts/test.sh                            everything but the slow tests, on all cores
 #   scripts/test.sh tests/test_run.py -k name  some tests, on one: few end before a second process has imported everything
 #   scripts/test.sh -m slow                    the slow ones
+#   scripts/test.sh --parity                   installs what we compare with (PyTorch, transformers, KenLM, ...) and runs those tests
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 .venv/bin/ruff check .
@@ -10,6 +11,13 @@ export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.pytest_cach
 # Tests share programs that compile in less than the second that is JAX's default for keeping one.
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.1}"
 cores="$(nproc)"
+if [ "${1:-}" = --parity ]; then
+    shift
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[parity]'
+    # Of g2p-en the weights alone are read; what it would bring along downloads data when it is imported.
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps g2p-en==2.1.0
+    set -- tests/interop tests/layers/test_relative.py tests/models/ngram tests/words tests/generate/test_translate.py "$@"
+fi
 # Neighbours run in one process, for they share what they have compiled; a process needs up to 4 GB.
 [ $# -gt 0 ] || set -- --numprocesses="$((cores < 4 ? cores : 4))" --dist=worksteal
 exec .venv/bin/python -m pytest "$@"

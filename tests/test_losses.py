@@ -76,6 +76,32 @@ def test_chunked_is_dense_in_value_and_gradient(chunk, z_loss):
     close(gradient(chunked(chunk), z_loss), gradient(dense, z_loss))
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 0.5])
+def test_smoothing_trains_on_spread_targets_and_reports_plain_nats(smoothing):
+    """The definition in float64: the cross-entropy of the target distribution (1 - eps) one-hot + eps / V."""
+    logits = np.asarray(HIDDEN, np.float64) @ MATRIX
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    spread = (1 - smoothing) * np.eye(VOCAB)[TARGETS] + smoothing / VOCAB
+    nats, z = oracle(HIDDEN, MATRIX, 0.25)
+    expected = np.sum(WEIGHTS * (-(spread * log_p).sum(-1) + z)), np.sum(WEIGHTS * nats)
+    assert abs(expected[0] - np.sum(WEIGHTS * (nats + z))) > 0.1
+    for chunk in (4, 12):
+        close(loss(HIDDEN, MATRIX, TARGETS, WEIGHTS, 0.25, chunk, smoothing), expected)
+    with_optax = optax.softmax_cross_entropy(HIDDEN @ MATRIX, optax.smooth_labels(np.eye(VOCAB, dtype=np.float32)[TARGETS], smoothing))
+    close(dense_loss(HIDDEN, MATRIX, TARGETS, WEIGHTS, 0.0, smoothing)[0], np.sum(WEIGHTS * with_optax))
+
+
+@pytest.mark.parametrize(("chunk", "z_loss", "smoothing"), [(1, 0.0, 0.1), (4, 0.1, 0.1), (6, 0.0, 0.9)])
+def test_smoothed_chunks_are_dense_in_value_and_gradient(chunk, z_loss, smoothing):
+    def by(chunk):
+        return lambda h, w, z: loss(h, w, TARGETS, WEIGHTS, z, chunk, smoothing)[0]
+
+    close(jax.jit(by(chunk), static_argnums=2)(HIDDEN, MATRIX, z_loss), by(TIME)(HIDDEN, MATRIX, z_loss))
+    close(gradient(by(chunk), z_loss), gradient(by(TIME), z_loss))
+    distance = max(np.abs(a - b).max() for a, b in zip(gradient(by(chunk), z_loss), gradient(dense, z_loss), strict=True))
+    assert distance > 0.01
+
+
 @pytest.mark.parametrize("chunk", [0, 1, 3, 12, 100])
 def test_chunks_change_no_tokens_nats(chunk):
     got = jax.jit(lambda: chunked_token_nats(HIDDEN, MATRIX, TARGETS, chunk))()

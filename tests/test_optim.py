@@ -98,6 +98,7 @@ ORACLES = {
     "adamw": lambda: optax.adamw(line, 0.8, 0.9, 1e-6, weight_decay=0.3, mask=is_matrix),
     "adam": lambda: with_l2(optax.adam(line, 0.8, 0.9, 1e-6)),
     "sgd": lambda: with_l2(optax.sgd(line, momentum=0.8)),
+    "adagrad": lambda: with_l2(optax.adagrad(line, 0.0, 1e-12)),  # its eps is added under the root
     "lion": lambda: optax.lion(line, 0.8, 0.9, weight_decay=0.3, mask=is_matrix),
 }
 
@@ -151,7 +152,7 @@ def test_muon_without_momentum_makes_matrices_nearly_orthogonal():
         assert cosine > 0.95, path_of(path)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "lion", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "adagrad", "lion", "muon"])
 def test_stacked_layers_are_treated_like_separate_ones(name):
     apart = parameters()
     grads = gradients_of(apart)

@@ -134,9 +134,9 @@ class Bench:
     def __init__(self, workdir, step):
         self.job, restored = job_and_checkpoint(workdir, step)
         self.params = jax.tree.map(np.array, restored.items["params"])
-        self.batch, self.noise = self.job.data.batch(step - 1, self.job.build), row_noise(self.job.config.seed, step - 1, 8)
+        self.batch, self.noise = self.job.batch(step - 1), row_noise(self.job.config.seed, step - 1, 8)
         self.history = [line for line in read_lines(workdir / "metrics.jsonl") if line["step"] < step]
-        self.examiner = watch.Examiner(self.job.model, self.job.config, self.job.mesh)
+        self.examiner = watch.Examiner(self.job.model, self.job.objective, self.job.config, self.job.mesh)
 
     def examined(self, change=lambda params: None):
         """(whole, rows) with parameters changed in place."""
@@ -177,7 +177,7 @@ def test_a_step_comes_out_again_bit_for_bit_with_its_documents_and_nothing_is_su
     assert result["suspect"] is None and "nothing is suspect" in capsys.readouterr().out
     job, _ = job_and_checkpoint(transformer, 6)
     assert list(dict.fromkeys(piece["id"] for piece in result["documents"])) == job.data.documents(7)
-    batch = job.data.batch(7, job.build)
+    batch = job.batch(7)
     for piece in result["documents"]:  # where it says that they are, they are
         (first, stop), (a, b) = piece["row_tokens"], piece["store_tokens"]
         np.testing.assert_array_equal(batch["targets"][piece["row"], first:stop], job.data.stores[0].read(a, b))
@@ -364,7 +364,7 @@ def test_activations_logits_and_gradients_are_those_of_the_model(bench):
 def test_a_row_alone_is_the_same_on_any_mesh_and_with_pipeline_stages_folded_away(bench):
     b = bench["lstm"]
     mesh = make_mesh(dict.fromkeys(AXES, 1) | {"replica": 2, "stage": 2, "fsdp": 2})
-    examiner = watch.Examiner(b.job.model, b.job.config, mesh)
+    examiner = watch.Examiner(b.job.model, b.job.objective, b.job.config, mesh)
     assert dict(examiner.mesh.shape) == dict.fromkeys(AXES, 1) | {"replica": 2, "fsdp": 4}
     here = b.examiner.row(b.examiner.place(b.params), b.batch, b.noise, 5)
     there = examiner.row(examiner.place(b.params), b.batch, b.noise, 5)

@@ -5,6 +5,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -19,7 +20,8 @@ FACTS = config.Facts(1000, 10.0, 1e9)
 def start(workdir, data="data-1", **overrides):
     """run.start with overrides; a__b stands for a.b."""
     given = config.override(config.default(), {name.replace("__", "."): text for name, text in overrides.items()})
-    return run.start(workdir, given, config.resolve(given, FACTS), data, ByteTokenizer())
+    prepared = types.SimpleNamespace(fingerprint=data, tokenizer=ByteTokenizer(), source_tokenizer=None)
+    return run.start(workdir, given, config.resolve(given, FACTS), prepared)
 
 
 def test_the_lock_refuses_a_second_holder_until_the_first_is_gone(tmp_path):

@@ -6,7 +6,7 @@ import time
 import jax
 import numpy as np
 
-from lm import models, optim
+from lm import models, objectives, optim
 from lm.bench.shapes import Shape, config_of, random_tokens
 from lm.bench.worker import peak_memory
 from lm.metrics import train_flops_per_token
@@ -23,6 +23,10 @@ class Rows:
         positions = np.broadcast_to(np.arange(shape.context, dtype=np.int32), ones.shape)
         self.rows = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": ones.astype(np.float32), "segments": ones,
                      "positions": positions}
+
+    def shapes(self) -> dict:
+        """The only shape, at any step."""
+        return {self.rows["tokens"].shape: 0}
 
     def batch(self, index, build, rows: slice) -> dict:
         """Some rows of any batch."""
@@ -58,9 +62,9 @@ class Training:
         config, mesh = self._config, self._mesh
         optimizer, rate = optim.optimizer(config.optim), optim.schedule(config.optim, 1000)
         lay = state_shardings(self._model, optimizer, mesh, False, config.layout)
-        return Job(workdir=pathlib.Path(), config=config, prepared=None, data=self._data, model=self._model, mesh=mesh, optimizer=optimizer,
-                   learning_rate=rate, lay=lay, layout=Layout.of(config.layout, dict(mesh.shape)),
-                   flops_per_token=self.info["flops"] / self._shape.tokens)
+        return Job(workdir=pathlib.Path(), config=config, prepared=None, data=self._data, model=self._model,
+                   objective=objectives.make(config, None), mesh=mesh, optimizer=optimizer, learning_rate=rate, lay=lay,
+                   layout=Layout.of(config.layout, dict(mesh.shape)), flops_per_token=self.info["flops"] / self._shape.tokens)
 
     def steps(self, count: int, losses: bool = False) -> list[float]:
         """Seconds of each of some steps, or their losses."""
@@ -78,5 +82,6 @@ class Training:
 
     def program_memory(self) -> int:
         """Bytes of the arguments, results and temporaries of the compiled step: exact, unlike what a process holds."""
-        stats = self._step.memory_analysis()
+        (program,) = self._step.values()
+        stats = program.memory_analysis()
         return stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes + stats.temp_size_in_bytes

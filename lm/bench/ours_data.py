@@ -82,10 +82,9 @@ class Feeding:
 
     def _feed(self, count: int) -> Feed:
         """The next batches, made as `lm.train.loop` makes them."""
-        job, data, first = self._job, self._job.config.data, self._at
+        job, first = self._job, self._at
         self._at += count
-        return Feed(lambda index, rows: job.data.batch(index, job.build, rows), first, self._at, batch_sharding(job.mesh),
-                    (data.global_batch, data.context), data.prefetch)
+        return Feed(job.batch, first, self._at, batch_sharding(job.mesh), job.data.shape, job.config.data.prefetch)
 
     def load(self, count: int) -> dict:
         """Seconds of some batches that nothing else happens to, once the first is there."""

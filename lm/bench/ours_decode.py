@@ -18,8 +18,8 @@ class Tokens:
 
     eos_id = -1
 
-    def __init__(self, start: int):
-        self.bos_id = self.pad_id = start
+    def __init__(self, start: int, vocab_size: int):
+        self.bos_id, self.pad_id, self.vocab_size = start, start, vocab_size
         self.prompts: list[list[int]] = []
 
     def encode(self, text: str) -> np.ndarray:
@@ -38,7 +38,7 @@ class Decoding:
         shape = Shape(*shape)
         model = models.build(config_of(shape).model, shape.vocab_size, shape.context)
         self.params = jax.jit(model.init)(jax.random.key(0))
-        self._tokenizer = Tokens(start)
+        self._tokenizer = Tokens(start, shape.vocab_size)
         self._generator = Generator(model, self.params, self._tokenizer)
         cache = jax.eval_shape(functools.partial(model.init_decode, 1, tokens))
         # A row of the position table is read, not the table; the token embedding is the output matrix too.

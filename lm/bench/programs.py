@@ -21,7 +21,8 @@ class Step(Training):
     def costs(self) -> dict[str, int]:
         """`costs` of the program."""
         with jax.set_mesh(self._mesh):
-            return costs(self._job().compile_step())
+            (program,) = self._job().compile_step().values()
+            return costs(program)
 
 
 class Decoding:
@@ -32,6 +33,7 @@ class Decoding:
 
     def __init__(self, shape: list):
         shape = Shape(*shape)
+        self.vocab_size = shape.vocab_size
         model = models.build(config_of(shape).model, shape.vocab_size, shape.context)
         self._generator = Generator(model, jax.eval_shape(model.init, jax.random.key(0)), self)
 

@@ -139,8 +139,11 @@ def to_json(config: ConfigDict) -> dict:
 
 
 def from_json(tree: dict) -> ConfigDict:
-    """The inverse of `to_json`; ConfigError when a stored config does not fit today's schema."""
-    flat = flatten(ConfigDict(tree, type_safe=False))
+    """The inverse of `to_json`; ConfigError when a stored config does not fit today's schema.
+
+    A key that is younger than the file has its default, which is what runs did before there was one.
+    """
+    flat = {name: key.default for name, key in SCHEMA.items()} | flatten(ConfigDict(tree, type_safe=False))
     return validate(_build({name: tuple(value) if isinstance(value, list) else value for name, value in flat.items()}))
 
 

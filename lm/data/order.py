@@ -16,13 +16,13 @@ _BLOCK = 4096
 _MOST_SOURCES = 64
 
 
-def _keys(*parts: int) -> np.ndarray:
+def keyed(*parts: int) -> np.ndarray:
     """Round keys, uint64, from integers; independent for different integers."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8 * _ROUNDS).digest()
     return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mix(x: np.ndarray) -> np.ndarray:
     """The finaliser of splitmix64: a bijection of uint64 whose every output bit depends on every input bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -35,12 +35,12 @@ def permute(indices: np.ndarray, size: int, *key: int) -> np.ndarray:
     shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
     values = np.asarray(indices, dtype=np.uint64)
     pending = np.ones(values.shape, bool)
-    keys = _keys(size, *key)
+    keys = keyed(size, *key)
     # The network permutes a power of four that is at least `size`; what falls outside is sent round again.
     while pending.any():
         left, right = values[pending] >> shift, values[pending] & mask
         for round_key in keys:
-            left, right = right, left ^ (_mix(right + round_key) & mask)
+            left, right = right, left ^ (mix(right + round_key) & mask)
         values[pending] = (left << shift) | right
         pending = values >= np.uint64(size)
     return values.astype(np.int64)

@@ -10,17 +10,32 @@ import re
 import shutil
 import sys
 import time
+from typing import NamedTuple
 
 import numpy as np
 
 from lm.data import files, shards
+from lm.data.pairs import PairStore
 from lm.data.sources import Source, open_source, split_spec
 from lm.data.splits import Fractions, sample, split_of
 from lm.data.store import FORMAT, TokenStore, open_splits, read_manifest, token_dtype
 from lm.data.tokenizers import ByteTokenizer, Tokenizer, load_model, load_tokenizer, train_tokenizer
+from lm.data.words import train_words
 from lm.errors import ConfigError, DataError
 
-_TRAINED = ("bpe", "unigram")
+_TRAINED = ("bpe", "unigram", "words")
+
+
+class Tokenizers(NamedTuple):
+    """Of texts, in pairs the targets, and of the sources of pairs: perhaps the same, None where there are no pairs."""
+
+    target: Tokenizer
+    source: Tokenizer | None = None
+
+    def fingerprints(self) -> dict[str, str]:
+        """{what it is: fingerprint}."""
+        named = {"tokenizer": self.target, "source_tokenizer": self.source}
+        return {name: tokenizer.fingerprint() for name, tokenizer in named.items() if tokenizer}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +44,9 @@ class PreparedData:
 
     `sources[i]` maps split to TokenStore, `weights[i]` is that source's share of the examples (they sum to 1), `validation`
     holds the stores of data.validation_source, and `manifests` those of the sources and then of the validation source.
+
+    Where they hold pairs, these are the targets, `source_tokenizer` is the sources' tokenizer, and `source_sides` are the stores of
+    the sources, as `sources` and then of data.validation_source.
     """
 
     tokenizer: Tokenizer
@@ -38,6 +56,8 @@ class PreparedData:
     fingerprint: str
     manifests: list[dict]
     validation: list[TokenStore] | None = None
+    source_tokenizer: Tokenizer | None = None
+    source_sides: list[dict[str, TokenStore]] = dataclasses.field(default_factory=list)
 
     def split_stores(self, split: str) -> list[TokenStore]:
         """The stores of a split that hold documents; for train all sources, in order. Raises DataError when there are none."""
@@ -48,6 +68,18 @@ class PreparedData:
             also = ", or data.validation_source" if split == "validation" else ""
             raise DataError(f"the {split} split is empty: use data.documents=line or paragraph, a larger data.{split}_fraction{also}")
         return stores
+
+    def pair_stores(self, split: str) -> list[PairStore]:
+        """`split_stores` with the sources beside the targets. Raises ConfigError when there are no pairs."""
+        if self.source_tokenizer is None:
+            raise ConfigError("data.source holds texts, and pairs are needed: use pairs:FILE, or set data.source_field")
+        targets = self.split_stores(split)
+        if targets is self.validation:
+            sources = self.source_sides[-1].values()
+        else:
+            sources = [side[split] for side in self.source_sides[:len(self.sources)]]
+        sources = [store for store in sources if store.num_documents]
+        return [PairStore(source, target) for source, target in zip(sources, targets, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +102,8 @@ class _Plan:
         rows = [[row["name"], row["size"], row["hash"]] for row in self.files]
         return {"format": FORMAT, "kind": type(self.source).__name__, "files": rows, "options": self.options}
 
-    def fingerprint(self, tokenizer: Tokenizer) -> str:
-        return files.json_digest(self.inputs() | {"tokenizer": tokenizer.fingerprint()})
+    def fingerprint(self, tokenizers: Tokenizers) -> str:
+        return files.json_digest(self.inputs() | tokenizers.fingerprints())
 
 
 def prepare(data, seed: int, progress: bool = False) -> PreparedData:
@@ -86,18 +118,19 @@ def prepare(data, seed: int, progress: bool = False) -> PreparedData:
     if not data.source:
         raise ConfigError("data.source is empty: name at least one source")
     plans = [None if _is_store(spec) else _plan(spec, data, root, index >= len(data.source)) for index, spec in enumerate(specs)]
-    tokenizer = _stored_tokenizer([spec for spec in specs if _is_store(spec)])
-    if tokenizer is None:
-        tokenizer = _make_tokenizer(plans[:len(data.source)], data, seed, root, progress)
-    folders = [_store_folder(spec) if plan is None else _ensure(plan, tokenizer, data, root, progress)
+    stored = {spec: _stored_tokenizers(spec) for spec in specs if _is_store(spec)}
+    _check_alike(specs, plans, stored)
+    tokenizers = next(iter(stored.values()), None) or _make_tokenizers(plans[:len(data.source)], data, seed, root, progress)
+    folders = [_store_folder(spec) if plan is None else _ensure(plan, tokenizers, data, root, progress)
                for spec, plan in zip(specs, plans, strict=True)]
     opened = [open_splits(folder) for folder in folders]
     manifests = [read_manifest(folder) | {"directory": str(folder)} for folder in folders]
     sources = opened[:len(data.source)]
     validation = [store for store in opened[-1].values() if store.num_documents] if data.validation_source else None
-    return PreparedData(tokenizer, sources, _weights(sources, data), _names(data.source),
-                        files.json_digest([tokenizer.fingerprint(), *(manifest["fingerprint"] for manifest in manifests)]),
-                        manifests, validation)
+    return PreparedData(tokenizers.target, sources, _weights(sources, data), _names(data.source),
+                        files.json_digest([tokenizers.target.fingerprint(), *(manifest["fingerprint"] for manifest in manifests)]),
+                        manifests, validation, tokenizers.source,
+                        [open_splits(files.join(folder, "source")) for folder in folders] if tokenizers.source else [])
 
 
 def prepare_into(data, seed: int, directory: str, progress: bool = False) -> dict:
@@ -109,11 +142,11 @@ def prepare_into(data, seed: int, directory: str, progress: bool = False) -> dic
         raise ConfigError("--out takes the store of one source: give one data.source that is not a store, without data.validation_source")
     root = files.cache_root(data)
     plan = _plan(data.source[0], data, root, False)
-    tokenizer = _make_tokenizer([plan], data, seed, root, progress)
+    tokenizers = _make_tokenizers([plan], data, seed, root, progress)
     target = pathlib.Path(directory).expanduser().absolute()
     if not (target / "manifest.json").exists() and target.exists() and not _unfinished(target):
         raise DataError(f"{target} is there and is not a token store: give another --out")
-    return _build(plan, tokenizer, data, root, target, progress) | {"directory": str(target)}
+    return _build(plan, tokenizers, data, root, target, progress) | {"directory": str(target)}
 
 
 def _is_store(spec: str) -> bool:
@@ -133,75 +166,109 @@ def _plan(spec: str, data, root: pathlib.Path, whole: bool) -> _Plan:
     return _Plan(source, fractions, "validation" if whole else "", rows)
 
 
-def _stored_tokenizer(specs: list[str]) -> Tokenizer | None:
-    """The tokenizer of all store: sources. Raises ConfigError when they differ."""
-    tokenizers = [load_tokenizer(files.join(_store_folder(spec), "tokenizer")) for spec in specs]
-    for spec, tokenizer in zip(specs, tokenizers, strict=True):
-        if tokenizer.fingerprint() != tokenizers[0].fingerprint():
-            raise ConfigError(f"{specs[0]} and {spec} have different tokenizers: prepare both with the same one")
-    return tokenizers[0] if tokenizers else None
+def _stored_tokenizers(spec: str) -> Tokenizers:
+    """The tokenizers of a store: source."""
+    folder = _store_folder(spec)
+    source = load_tokenizer(files.join(folder, "source", "tokenizer")) if "pairs" in read_manifest(folder) else None
+    return Tokenizers(load_tokenizer(files.join(folder, "tokenizer")), source)
 
 
-def _make_tokenizer(plans: list[_Plan], data, seed: int, root: pathlib.Path, progress: bool) -> Tokenizer:
-    """data.tokenizer: bytes, a model file, or one trained on the sources' training documents and kept in the cache."""
+def _check_alike(specs: list[str], plans: list[_Plan | None], stored: dict[str, Tokenizers]) -> None:
+    """ConfigError where some sources hold pairs and others texts, or where stores have different tokenizers."""
+    paired = [bool(stored[spec].source) if plan is None else plan.source.paired for spec, plan in zip(specs, plans, strict=True)]
+    if len(set(paired)) > 1:
+        raise ConfigError(f"{specs[paired.index(True)]} holds pairs and {specs[paired.index(False)]} texts: give sources of one kind")
+    first = next(iter(stored), None)
+    for spec, tokenizers in stored.items():
+        if tokenizers.fingerprints() != stored[first].fingerprints():
+            raise ConfigError(f"{first} and {spec} have different tokenizers: prepare both with the same one")
+
+
+def _make_tokenizers(plans: list[_Plan], data, seed: int, root: pathlib.Path, progress: bool) -> Tokenizers:
+    """One tokenizer of texts; of pairs one for both sides (data.joint_tokenizer), or one for each."""
+    if not plans[0].source.paired:
+        return Tokenizers(_make_tokenizer(plans, data, seed, root, progress))
+    if data.joint_tokenizer:
+        if data.source_tokenizer or data.source_vocab_size:
+            raise ConfigError("data.source_tokenizer and data.source_vocab_size are read with data.joint_tokenizer=false alone")
+        return Tokenizers(*[_make_tokenizer(plans, data, seed, root, progress, "both")] * 2)
+    keys = data.copy_and_resolve_references()
+    keys.tokenizer, keys.vocab_size = data.source_tokenizer or data.tokenizer, data.source_vocab_size or data.vocab_size
+    return Tokenizers(_make_tokenizer(plans, data, seed, root, progress), _make_tokenizer(plans, keys, seed, root, progress, "source"))
+
+
+def _make_tokenizer(plans: list[_Plan], data, seed: int, root: pathlib.Path, progress: bool, side: str = "target") -> Tokenizer:
+    """data.tokenizer: bytes, a model file, or one trained on the sources' training documents and kept in the cache.
+
+    `side` says what of pairs it learns: target, source or both.
+    """
     if data.tokenizer == "bytes":
         return ByteTokenizer()
     if data.tokenizer.endswith(".model"):
         return load_model(os.path.expanduser(data.tokenizer))
     if data.tokenizer not in _TRAINED:
-        raise ConfigError(f"data.tokenizer={data.tokenizer}: use bpe, unigram, bytes or the path of a SentencePiece .model file")
-    settings = [data.tokenizer, data.vocab_size, data.tokenizer_sample_bytes, seed]
-    key = files.json_digest([settings, [plan.inputs() for plan in plans]])
+        raise ConfigError(f"data.tokenizer={data.tokenizer}: use bpe, unigram, words, bytes or the path of a SentencePiece .model file")
+    settings = [data.tokenizer, data.vocab_size, *((data.min_count,) if data.tokenizer == "words" else (data.tokenizer_sample_bytes, seed))]
+    key = files.json_digest([settings, [plan.inputs() for plan in plans], *([side] if side != "target" else [])])
     folder = root / "tokenizers" / key
     with files.lock(root, f"tokenizer-{key[:16]}"):
         if not (folder / "tokenizer.json").exists():
             if progress:
                 print(f"training a {data.tokenizer} tokenizer of {data.vocab_size} pieces", file=sys.stderr, flush=True)
-            texts = sample(_training_texts(plans), data.tokenizer_sample_bytes, seed)
-            train_tokenizer(texts, data.tokenizer, data.vocab_size).save(folder)
+            _train(data, _training_texts(plans, side), seed).save(folder)
         return load_tokenizer(folder)
 
 
-def _training_texts(plans: list[_Plan]):
+def _train(data, texts, seed: int) -> Tokenizer:
+    """SentencePiece learns from a sample; words are counted over the whole text, since their counts are used too."""
+    if data.tokenizer == "words":
+        return train_words(texts, data.vocab_size, data.min_count)
+    return train_tokenizer(sample(texts, data.tokenizer_sample_bytes, seed), data.tokenizer, data.vocab_size)
+
+
+def _training_texts(plans: list[_Plan], side: str):
     for plan in plans:
         for document in plan.source.documents():
-            if split_of(document.text.encode(), plan.fractions) == "train":
-                yield document.text
+            if split_of(document.key.encode(), plan.fractions) == "train":
+                if side != "target":
+                    yield document.source
+                if side != "source":
+                    yield document.text
 
 
-def _ensure(plan: _Plan, tokenizer: Tokenizer, data, root: pathlib.Path, progress: bool) -> pathlib.Path:
-    folder = root / "stores" / f"{_slug(plan.source.spec)}-{plan.fingerprint(tokenizer)[:16]}"
-    _build(plan, tokenizer, data, root, folder, progress)
+def _ensure(plan: _Plan, tokenizers: Tokenizers, data, root: pathlib.Path, progress: bool) -> pathlib.Path:
+    folder = root / "stores" / f"{_slug(plan.source.spec)}-{plan.fingerprint(tokenizers)[:16]}"
+    _build(plan, tokenizers, data, root, folder, progress)
     return folder
 
 
-def _build(plan: _Plan, tokenizer: Tokenizer, data, root: pathlib.Path, folder: pathlib.Path, progress: bool) -> dict:
+def _build(plan: _Plan, tokenizers: Tokenizers, data, root: pathlib.Path, folder: pathlib.Path, progress: bool) -> dict:
     """The manifest of the store in `folder`, which is made if it is not there. The manifest is written last."""
     parts = folder / "shards"
     with files.lock(root, f"{folder.name[-40:]}-{files.digest(str(folder).encode())[:8]}"):
         if (folder / "manifest.json").exists():
             manifest = read_manifest(folder)
-            _check_same(manifest, plan, tokenizer, folder)
+            _check_same(manifest, plan, tokenizers, folder)
         else:
-            manifest = _write(plan, tokenizer, data, folder, parts, progress)
+            manifest = _write(plan, tokenizers, data, folder, parts, progress)
         if parts.exists():
             shutil.rmtree(parts)
     return manifest
 
 
-def _write(plan: _Plan, tokenizer: Tokenizer, data, folder: pathlib.Path, parts: pathlib.Path, progress: bool) -> dict:
+def _write(plan: _Plan, tokenizers: Tokenizers, data, folder: pathlib.Path, parts: pathlib.Path, progress: bool) -> dict:
     stamps = [files.stamp(row["path"]) for row in plan.files]
     with files.disk_errors(parts):
         parts.mkdir(parents=True, exist_ok=True)
     for leftover in folder.rglob(".*.tmp"):
         leftover.unlink()
     started = time.monotonic()
-    fingerprint, cut = plan.fingerprint(tokenizer), plan.source.shards()
+    fingerprint, cut = plan.fingerprint(tokenizers), plan.source.shards()
     paths = shards.shard_paths(parts, fingerprint, cut)
-    job = shards.Job(plan.source, tokenizer, plan.fractions, plan.whole)
+    job = shards.Job(plan.source, tokenizers.target, plan.fractions, plan.whole, tokenizers.source)
     tokens = shards.tokenize(job, cut, paths, data.workers, progress)
     seconds = time.monotonic() - started
-    described = shards.assemble(paths, folder, token_dtype(tokenizer.vocab_size))
+    described = shards.assemble(paths, folder, token_dtype(tokenizers.target.vocab_size))
     if not any(split["documents"] for split in described.values()):
         raise DataError(f"{plan.source.spec} holds no documents: give text that is more than white space")
     if not plan.whole:
@@ -209,24 +276,37 @@ def _write(plan: _Plan, tokenizer: Tokenizer, data, folder: pathlib.Path, parts:
     for row, before in zip(plan.files, stamps, strict=True):
         if files.stamp(row["path"]) != before:
             raise DataError(f"{row['path']} changed while it was being prepared: run it again")
-    tokenizer.save(folder / "tokenizer")
     manifest = {"format": FORMAT, "fingerprint": fingerprint, "source": plan.source.spec, "files": plan.files,
-                "tokenizer": tokenizer.describe(), "options": plan.options, "splits": described,
+                "tokenizer": tokenizers.target.describe(), "options": plan.options, "splits": described,
                 "seconds": round(seconds, 3), "tokens_per_second": round(tokens / seconds, 1)}
+    if tokenizers.source:
+        manifest["pairs"] = {"skipped": shards.skipped(paths), "source_tokenizer": tokenizers.source.describe()}
+        _write_sources(manifest, paths, folder / "source", tokenizers.source)
+    tokenizers.target.save(folder / "tokenizer")
     files.write_json(folder / "manifest.json", manifest)
     return manifest
 
 
-def _check_same(manifest: dict, plan: _Plan, tokenizer: Tokenizer, folder: pathlib.Path) -> None:
+def _write_sources(manifest: dict, paths: list[pathlib.Path], folder: pathlib.Path, tokenizer: Tokenizer) -> None:
+    """The store of the sources of pairs, whose targets `manifest` describes."""
+    described = shards.assemble(paths, folder, token_dtype(tokenizer.vocab_size), shards.SOURCE_SIDE)
+    tokenizer.save(folder / "tokenizer")
+    own = {"fingerprint": files.json_digest([manifest["fingerprint"], "source"]), "tokenizer": tokenizer.describe(), "splits": described}
+    files.write_json(folder / "manifest.json", {key: value for key, value in manifest.items() if key != "pairs"} | own)
+
+
+def _check_same(manifest: dict, plan: _Plan, tokenizers: Tokenizers, folder: pathlib.Path) -> None:
     """Raises DataError that says what differs when the store that is there is not the one that is wanted."""
-    if manifest["fingerprint"] == plan.fingerprint(tokenizer):
+    if manifest["fingerprint"] == plan.fingerprint(tokenizers):
         return
 
     def contents(rows):
         return [(row["name"], row["size"], row["hash"]) for row in rows]
 
+    stored = {"tokenizer": manifest["tokenizer"], "source_tokenizer": manifest.get("pairs", {}).get("source_tokenizer")}
+    stored = {name: described["fingerprint"] for name, described in stored.items() if described}
     differs = [name for name, same in (("source files", contents(manifest["files"]) == contents(plan.files)),
-                                       ("tokenizer", manifest["tokenizer"]["fingerprint"] == tokenizer.fingerprint()),
+                                       ("tokenizer", stored == tokenizers.fingerprints()),
                                        ("options", manifest["options"] == plan.options)) if not same]
     raise DataError(f"{folder} holds another store ({', '.join(differs) or 'kind of source'} differ): "
                     "give another --out, or delete it")

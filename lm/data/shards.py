@@ -54,31 +54,48 @@ class Progress:
             self._bar.close()
 
 
-class Job:
-    """What a worker must know: source, tokenizer and fractions. `whole` puts every document into that split instead."""
+# What the parts of a shard of pairs that belong to the sources begin with.
+SOURCE_SIDE = "source."
 
-    def __init__(self, source, tokenizer, fractions: Fractions, whole: str = ""):
+
+class Job:
+    """What a worker must know: source, tokenizers and fractions. `whole` puts every document into that split instead.
+
+    Of pairs `tokenizer` is the targets'; `source_tokenizer` is None where there are no pairs.
+    """
+
+    def __init__(self, source, tokenizer, fractions: Fractions, whole: str = "", source_tokenizer=None):
         self.source, self.tokenizer, self.fractions, self.whole = source, tokenizer, fractions, whole
+        self.source_tokenizer = source_tokenizer
 
     def run(self, shard, path: pathlib.Path) -> int:
         """Tokenizes one shard into the file `path`. Returns its number of tokens."""
-        dtype = token_dtype(self.tokenizer.vocab_size)
-        held = {split: {part: [] for part in _PARTS} for split in SPLITS}
-        for name, text in self.source.read(shard):
-            value = text.encode()
-            tokens = np.append(self.tokenizer.encode(text), self.tokenizer.eos_id).astype(dtype)
-            row = held[self.whole or split_of(value, self.fractions)]
-            for part, item in zip(_PARTS, (tokens, len(tokens), len(value), json.dumps(name)), strict=True):
-                row[part].append(item)
-        arrays = {}
-        for split, row in held.items():
-            arrays[f"{split}.tokens"] = np.concatenate([np.zeros(0, dtype), *row["tokens"]])
-            arrays[f"{split}.lengths"] = np.array(row["lengths"], np.int64)
-            arrays[f"{split}.bytes"] = np.array(row["bytes"], np.int64)
-            arrays[f"{split}.ids"] = np.frombuffer("".join(line + "\n" for line in row["ids"]).encode(), np.uint8)
+        sides = {"": self.tokenizer} | ({SOURCE_SIDE: self.source_tokenizer} if self.source_tokenizer else {})
+        held = {f"{side}{split}": {part: [] for part in _PARTS} for side in sides for split in SPLITS}
+        skipped = 0
+        for document in self.source.records(shard):
+            if document.empty:
+                skipped += 1
+                continue
+            split = self.whole or split_of(document.key.encode(), self.fractions)
+            for (side, tokenizer), text in zip(sides.items(), (document.text, document.source), strict=False):
+                tokens = np.append(tokenizer.encode(text), tokenizer.eos_id).astype(token_dtype(tokenizer.vocab_size))
+                for part, item in zip(_PARTS, (tokens, len(tokens), len(text.encode()), json.dumps(document.id)), strict=True):
+                    held[f"{side}{split}"][part].append(item)
+        arrays = {"skipped": np.array(skipped, np.int64)}
+        for side, tokenizer in sides.items():
+            for split in SPLITS:
+                arrays |= _arrays(f"{side}{split}", held[f"{side}{split}"], token_dtype(tokenizer.vocab_size))
         with atomic_file(path) as file:
             np.savez(file, **arrays)
-        return sum(len(arrays[f"{split}.tokens"]) for split in SPLITS)
+        return sum(len(value) for name, value in arrays.items() if name.endswith(".tokens"))
+
+
+def _arrays(name: str, row: dict, dtype: np.dtype) -> dict[str, np.ndarray]:
+    return {f"{name}.tokens": np.concatenate([np.zeros(0, dtype), *row["tokens"]]),
+            f"{name}.lengths": np.array(row["lengths"], np.int64),
+            f"{name}.bytes": np.array(row["bytes"], np.int64),
+            f"{name}.ids": np.frombuffer("".join(line + "\n" for line in row["ids"]).encode(), np.uint8)}
 
 
 def shard_paths(folder: pathlib.Path, fingerprint: str, shards: list) -> list[pathlib.Path]:
@@ -150,8 +167,8 @@ def _run_in_worker(shard, path: pathlib.Path) -> int:
     return _job.run(shard, path)
 
 
-def assemble(paths: list[pathlib.Path], directory: pathlib.Path, dtype: np.dtype) -> dict:
-    """Joins shard files into the splits of a store. Returns {split: {documents, tokens, bytes, dtype}}."""
+def assemble(paths: list[pathlib.Path], directory: pathlib.Path, dtype: np.dtype, side: str = "") -> dict:
+    """Joins one side of shard files into the splits of a store. Returns {split: {documents, tokens, bytes, dtype}}."""
     lengths = {split: [] for split in SPLITS}
     byte_counts = {split: [] for split in SPLITS}
     with contextlib.ExitStack() as stack:
@@ -160,10 +177,10 @@ def assemble(paths: list[pathlib.Path], directory: pathlib.Path, dtype: np.dtype
         for path in paths:
             with _shard(path) as shard:
                 for split in SPLITS:
-                    tokens[split].write(shard[f"{split}.tokens"].tobytes())
-                    ids[split].write(shard[f"{split}.ids"].tobytes())
-                    lengths[split].append(shard[f"{split}.lengths"])
-                    byte_counts[split].append(shard[f"{split}.bytes"])
+                    tokens[split].write(shard[f"{side}{split}.tokens"].tobytes())
+                    ids[split].write(shard[f"{side}{split}.ids"].tobytes())
+                    lengths[split].append(shard[f"{side}{split}.lengths"])
+                    byte_counts[split].append(shard[f"{side}{split}.bytes"])
     described = {}
     for split in SPLITS:
         counts = np.concatenate(byte_counts[split])
@@ -173,6 +190,15 @@ def assemble(paths: list[pathlib.Path], directory: pathlib.Path, dtype: np.dtype
                 np.save(file, array)
         described[split] = {"documents": len(counts), "tokens": int(offsets[-1]), "bytes": int(counts.sum()), "dtype": dtype.str}
     return described
+
+
+def skipped(paths: list[pathlib.Path]) -> int:
+    """How many records of these shards were left out for want of text."""
+    total = 0
+    for path in paths:
+        with _shard(path) as shard:
+            total += int(shard["skipped"])
+    return total
 
 
 @contextlib.contextmanager

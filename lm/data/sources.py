@@ -3,6 +3,8 @@
 Shards are independent of each other and deterministic, so processes can read them in any order. Text is kept as it is,
 with three exceptions: a byte order mark at the start of a file is dropped (it marks the encoding), documents=line drops
 line ends, and documents=paragraph drops the blank lines around a paragraph. Documents of white space only are skipped.
+
+A document may be one side of a pair: with the text comes a source, of which the text is the translation (or summary, ...).
 """
 
 import abc
@@ -21,14 +23,25 @@ from lm.errors import ConfigError, DataError
 SHARD_BYTES = 16 << 20  # at most
 LEAST_SHARD_BYTES, SHARDS = 1 << 20, 64  # a source of less is cut finer, so that it too keeps many cores busy to the end
 _RECORDS = 1024  # records of a part of a TFDS split
-SCHEMES = "sotu, text:GLOB, jsonl:GLOB, parquet:GLOB, tfds:NAME:SPLIT or store:DIR"
+SCHEMES = "sotu, text:GLOB, jsonl:GLOB, parquet:GLOB, pairs:GLOB, tfds:NAME:SPLIT or store:DIR"
 
 
 class Document(NamedTuple):
-    """One text. `id` is stable and can be read: file name, line or index."""
+    """One text. `id` is stable and can be read: file name, line or index. In pairs `text` is the target; None: no pair."""
 
     id: str
     text: str
+    source: str | None = None
+
+    @property
+    def empty(self) -> bool:
+        """White space only, or in a pair one side so."""
+        return not self.text.strip() or (self.source is not None and not self.source.strip())
+
+    @property
+    def key(self) -> str:
+        """What decides its split: in pairs the source, so that the translations of one sentence share a side."""
+        return self.text if self.source is None else self.source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +73,11 @@ class Source(abc.ABC):
         self.spec = spec
         self.options = options
 
+    @property
+    def paired(self) -> bool:
+        """Whether its documents are pairs."""
+        return "source_field" in self.options
+
     @abc.abstractmethod
     def files(self) -> list[str]:
         """Paths of all files that the documents come from."""
@@ -82,7 +100,11 @@ class Source(abc.ABC):
         return [*found, Shard(tuple(held))] if held else found
 
     def read(self, shard: Shard) -> Iterator[Document]:
-        """The documents of a shard, in order. Raises DataError with file and line."""
+        """The documents of a shard that are not empty, in order. Raises DataError with file and line."""
+        return (document for document in self.records(shard) if not document.empty)
+
+    def records(self, shard: Shard) -> Iterator[Document]:
+        """`read` with the empty documents."""
         for part in shard.parts:
             yield from self._read(part)
 
@@ -97,7 +119,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def _read(self, part: Part) -> Iterator[Document]:
-        """The documents of one part."""
+        """The documents of one part, empty ones too."""
 
 
 class FileSource(Source):
@@ -154,15 +176,11 @@ class TextSource(FileSource):
     def _read(self, part):
         path, name = self._files[part.file], self._names[part.file]
         if self.options["documents"] == "file":
-            text = lines.decode(lines.read_file(path), path)
-            if text.strip():
-                yield Document(name, text)
+            yield Document(name, lines.decode(lines.read_file(path), path))
             return
         pieces = lines.paragraphs if self.options["documents"] == "paragraph" else lines.lines
         for line in pieces(path, part.start, part.stop, part.first):
-            text = lines.decode(line.value, path, line.offset)
-            if text.strip():
-                yield Document(f"{name}:{line.number}", text)
+            yield Document(f"{name}:{line.number}", lines.decode(line.value, path, line.offset))
 
 
 class SotuSource(TextSource):
@@ -179,7 +197,7 @@ class SotuSource(TextSource):
 
 
 class JsonlSource(FileSource):
-    """JSON objects, one a line, plain or .gz; blank lines are skipped. options: text_field. Ids: `name:LINE`."""
+    """JSON objects, one a line, plain or .gz; blank lines are skipped. options: text_field, of pairs source_field. Ids: `name:LINE`."""
 
     def _parts(self):
         return self._line_parts(False)
@@ -191,40 +209,58 @@ class JsonlSource(FileSource):
             if not value.strip():
                 continue
             where = f"{path}:{line.number}"
-            text = text_of(lines.parse_json(value, where), self.options["text_field"], where)
-            if text.strip():
-                yield Document(f"{self._names[part.file]}:{line.number}", text)
+            yield document_of(lines.parse_json(value, where), self.options, f"{self._names[part.file]}:{line.number}", where)
+
+
+class PairsSource(FileSource):
+    """Lines of source and target with a tab between, plain or .gz. options: columns, those of the two. Ids: `name:LINE`."""
+
+    paired = True
+
+    def _parts(self):
+        return self._line_parts(False)
+
+    def _read(self, part):
+        path, (source, target) = self._files[part.file], self.options["columns"]
+        for line in lines.lines(path, part.start, part.stop, part.first):
+            where = f"{path}:{line.number}"
+            cells = lines.decode(line.value, where, line.offset).split("\t")
+            if len(cells) == 1 and not cells[0].strip():
+                continue
+            if len(cells) <= max(source, target):
+                raise DataError(f"{where}: no column {max(source, target)} (data.pair_columns={source},{target}); there are {len(cells)}: "
+                                "write SOURCE, a tab and TARGET on every line")
+            yield Document(f"{self._names[part.file]}:{line.number}", cells[target], cells[source])
 
 
 class ParquetSource(FileSource):
-    """Parquet files, in parts of one row group. options: text_field, a column of strings. Ids: `name:ROW`, from 0."""
+    """Parquet files, in parts of one row group. options: text_field, of pairs source_field: columns of strings. Ids: `name:ROW`, from 0."""
 
     def _parts(self):
         self._sizes()
         for i, path in enumerate(self._files):
-            metadata, row = _parquet(path, self.options["text_field"]).metadata, 0
+            metadata, row = _parquet(path, self.options).metadata, 0
             for group in range(metadata.num_row_groups):
                 yield Part(i, group, group + 1, row), metadata.row_group(group).total_byte_size
                 row += metadata.row_group(group).num_rows
 
     def _read(self, part):
-        path, field, row = self._files[part.file], self.options["text_field"], part.first
-        for batch in _parquet(path, field).iter_batches(batch_size=1024, row_groups=[part.start], columns=[field]):
-            for value in batch.column(0).to_pylist():
-                text = text_of({field: value}, field, f"{path}:{row}")
-                if text.strip():
-                    yield Document(f"{self._names[part.file]}:{row}", text)
+        path, row = self._files[part.file], part.first
+        columns = list(dict.fromkeys(self.options.values()))
+        for batch in _parquet(path, self.options).iter_batches(batch_size=1024, row_groups=[part.start], columns=columns):
+            for record in batch.to_pylist():
+                yield document_of(record, self.options, f"{self._names[part.file]}:{row}", f"{path}:{row}")
                 row += 1
 
 
 class TfdsSource(Source):
-    """A split of a prepared TFDS data set in array_record format, read without TensorFlow. options: name, split, text_field.
+    """A split of a prepared TFDS data set in array_record format, read without TensorFlow. options: name, split and the fields.
 
     Ids: `NAME:SPLIT:INDEX`.
     """
 
-    def __init__(self, spec: str, name: str, split: str, directory: str, text_field: str):
-        super().__init__(spec, {"name": name, "split": split, "text_field": text_field})
+    def __init__(self, spec: str, name: str, split: str, directory: str, fields: dict):
+        super().__init__(spec, {"name": name, "split": split} | fields)
         self._key = (name, split, directory)
         _tfds_data(*self._key)
 
@@ -246,17 +282,21 @@ class TfdsSource(Source):
         for start in range(part.start, part.stop, 256):
             indices = range(start, min(start + 256, part.stop))
             for i, record in zip(indices, records.__getitems__(list(indices)), strict=True):
-                text = text_of(record, self.options["text_field"], f"{prefix}:{i}")
-                if text.strip():
-                    yield Document(f"{prefix}:{i}", text)
+                yield document_of(record, self.options, f"{prefix}:{i}", f"{prefix}:{i}")
 
 
-def text_of(record, field: str, where: str) -> str:
-    """The text in `record[field]`; null is an empty text. Raises DataError naming `where` and the fields that are there."""
+def document_of(record, options: dict, name: str, where: str) -> Document:
+    """The document, or with `source_field` among the options the pair, in a record. Raises DataError."""
+    texts = {key: text_of(record, options[key], where, f"data.{key}") for key in ("text_field", "source_field") if key in options}
+    return Document(name, *texts.values())
+
+
+def text_of(record, field: str, where: str, key: str = "data.text_field") -> str:
+    """The text in `record[field]`; null is an empty text. Raises DataError naming `where`, the fields there are and the `key` to set."""
     if not isinstance(record, dict):
         raise DataError(f"{where}: expected an object with field {field!r}, found {type(record).__name__}")
     if field not in record:
-        raise DataError(f"{where}: no field {field!r}; there are {', '.join(map(repr, record)) or 'none'}: set data.text_field")
+        raise DataError(f"{where}: no field {field!r}; there are {', '.join(map(repr, record)) or 'none'}: set {key}")
     value = "" if record[field] is None else record[field]
     if isinstance(value, bytes):
         try:
@@ -264,13 +304,13 @@ def text_of(record, field: str, where: str) -> str:
         except UnicodeDecodeError as error:
             raise DataError(f"{where}: field {field!r} is not UTF-8 at byte {error.start}: write the data set with UTF-8 text") from error
     if not isinstance(value, str):
-        raise DataError(f"{where}: field {field!r} is {type(value).__name__}, not text: set data.text_field to a field that holds text")
+        raise DataError(f"{where}: field {field!r} is {type(value).__name__}, not text: set {key} to a field that holds text")
     if not value.isascii() and re.search("[\ud800-\udfff]", value):
         raise DataError(f"{where}: field {field!r} holds half of a surrogate pair (\\ud800 to \\udfff), no character: mend that record")
     return value
 
 
-def _parquet(path: str, field: str):
+def _parquet(path: str, fields: dict):
     import pyarrow
     import pyarrow.parquet
 
@@ -278,8 +318,10 @@ def _parquet(path: str, field: str):
         file = pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a Parquet file that can be read: {str(error).splitlines()[0]}") from error
-    if field not in file.schema_arrow.names:
-        raise DataError(f"{path}: no column {field!r}; there are {', '.join(map(repr, file.schema_arrow.names))}: set data.text_field")
+    names = file.schema_arrow.names
+    for key, field in fields.items():
+        if field not in names:
+            raise DataError(f"{path}: no column {field!r}; there are {', '.join(map(repr, names))}: set data.{key}")
     return file
 
 
@@ -302,13 +344,13 @@ def _tfds_data(name: str, split: str, directory: str):
     return records, [os.fspath(path) for path in builder.info.splits[split].filepaths]
 
 
-_BARE = {".txt": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
+_BARE = {".txt": "text", ".jsonl": "jsonl", ".parquet": "parquet", ".tsv": "pairs"}
 
 
 def split_spec(spec: str) -> tuple[str, str]:
-    """(scheme, rest) of a source spec; a bare path ending in .txt, .jsonl or .parquet gets the scheme it needs. Raises ConfigError."""
+    """(scheme, rest) of a source spec; a bare path ending in .txt, .jsonl, .parquet or .tsv gets a scheme. Raises ConfigError."""
     scheme, colon, rest = spec.partition(":")
-    if scheme in ("text", "jsonl", "parquet", "tfds", "store") and rest:
+    if scheme in ("text", "jsonl", "parquet", "pairs", "tfds", "store") and rest:
         return scheme, rest
     if spec == "sotu":
         return "sotu", ""
@@ -319,23 +361,32 @@ def split_spec(spec: str) -> tuple[str, str]:
 
 
 def open_source(spec: str, data) -> Source:
-    """The source that `spec` names, with the options of `data` (documents, text_field, tfds_dir).
+    """The source that `spec` names, with the options of `data` (documents, text_field, source_field, pair_columns, tfds_dir).
 
     Raises ConfigError for an unknown scheme and DataError when nothing is found.
     """
     scheme, rest = split_spec(spec)
-    if scheme == "sotu":
-        return SotuSource(data.documents)
+    fields = {"text_field": data.text_field} | ({"source_field": data.source_field} if data.source_field else {})
     if scheme == "tfds":
         found = re.fullmatch(r"([^:\[]+(?::\d+\.\d+\.\d+)?):([^:]+(?:\[.*\])?)", rest)
         if not found:
             raise ConfigError(f"data source {spec!r}: write tfds:NAME:SPLIT or tfds:NAME/CONFIG:SPLIT")
-        return TfdsSource(spec, found[1], found[2], os.path.expanduser(data.tfds_dir), data.text_field)
+        return TfdsSource(spec, found[1], found[2], os.path.expanduser(data.tfds_dir), fields)
     if scheme == "store":
         raise ConfigError(f"{spec!r} is a prepared store, not a source of documents: give it as data.source")
     if "://" in rest:
         raise ConfigError(f"data source {spec!r}: sources are read from local paths; copy it here, or prepare a store and use store:URL")
-    if scheme == "text":
-        return TextSource(spec, rest, {"documents": data.documents})
-    kind = JsonlSource if scheme == "jsonl" else ParquetSource
-    return kind(spec, rest, {"text_field": data.text_field})
+    if scheme in ("jsonl", "parquet"):
+        return (JsonlSource if scheme == "jsonl" else ParquetSource)(spec, rest, fields)
+    if data.source_field:
+        raise ConfigError(f"data.source_field={data.source_field} is for jsonl, parquet and tfds: {spec} has no fields")
+    if scheme == "pairs":
+        return PairsSource(spec, rest, {"columns": _columns(data.pair_columns)})
+    return SotuSource(data.documents) if scheme == "sotu" else TextSource(spec, rest, {"documents": data.documents})
+
+
+def _columns(value: str) -> list[int]:
+    columns = [int(column) for column in value.split(",")] if re.fullmatch(r"\d+,\d+", value) else []
+    if len(set(columns)) != 2:
+        raise ConfigError(f"data.pair_columns={value}: give the columns of source and target, from 0, such as 0,1")
+    return columns

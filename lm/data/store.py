@@ -5,6 +5,7 @@ A prepared folder holds manifest.json, tokenizer/ and for each split a folder wi
     offsets.npy  int64 [documents + 1], where each document starts in tokens.bin, in tokens
     bytes.npy    int64 [documents], length of each document's text in UTF-8 bytes
     ids.txt      one JSON string a line
+Of pairs these are the targets; source/ is the token store of their sources: the same splits, documents and order.
 """
 
 import io
@@ -58,7 +59,7 @@ class TokenStore:
     def from_documents(documents: Iterable, tokenizer) -> "TokenStore":
         """A store in memory of (id, text) documents. Raises DataError when there are none."""
         ids, parts, byte_counts = [], [], []
-        for name, text in documents:
+        for name, text, *_ in documents:
             ids.append(name)
             parts.append(np.append(tokenizer.encode(text), np.int32(tokenizer.eos_id)))
             byte_counts.append(len(text.encode()))
@@ -82,6 +83,13 @@ class TokenStore:
             for row, tokens in zip(out, self._fetch(starts.tolist(), (starts + length).tolist()), strict=True):
                 row[:] = tokens
         return out
+
+    def read_documents(self, documents: np.ndarray) -> list[np.ndarray]:
+        """int32 tokens of each of `documents`, eos last. Raises IndexError outside the store."""
+        documents = np.asarray(documents, np.int64)
+        if documents.size and not 0 <= documents.min() <= documents.max() < self.num_documents:
+            raise IndexError(f"documents {documents.min()}..{documents.max()} are outside a store of {self.num_documents}")
+        return [tokens.astype(np.int32) for tokens in self._fetch(self.offsets[documents].tolist(), self.offsets[documents + 1].tolist())]
 
     def document_id(self, i: int) -> str:
         """Id of document `i`."""

@@ -61,6 +61,10 @@ class Tokenizer(abc.ABC):
             raise DataError(f"token ids must lie in 0..{self.vocab_size - 1}, found {ids.min()}..{ids.max()}")
         return b"".join([self._pieces[i] for i in ids.tolist()])
 
+    def pieces(self) -> list[bytes]:
+        """The bytes that each id [V] stands for; empty for pad, bos and eos."""
+        return self._pieces
+
     def decode(self, ids) -> str:
         """The text of `ids` [n], special ids dropped; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
@@ -198,14 +202,16 @@ def train_tokenizer(texts: Iterable[str], algorithm: str, vocab_size: int) -> Se
     """
     import sentencepiece
 
-    model = io.BytesIO()
+    texts, model = list(texts), io.BytesIO()
+    # Of a script without spaces: a character that is as good as never seen would get no piece, and decoding would lose it.
+    spaces = sum(text.count(" ") for text in texts) >= 0.01 * sum(map(len, texts))
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=_sentences(texts), model_writer=model, model_type=algorithm, vocab_size=vocab_size,
             pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="<pad>", user_defined_symbols=["\n", "\t"], byte_fallback=True,
             normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False, split_digits=True,
             character_coverage=0.9995, hard_vocab_limit=True, max_sentence_length=8 * _SENTENCE, num_threads=os.cpu_count() or 1,
-            minloglevel=2)
+            minloglevel=2, **({} if spaces else {"required_chars": _SPACE}))
     except RuntimeError as error:
         raise _training_error(str(error), vocab_size) from error
     return SentencePieceTokenizer(model.getvalue())
@@ -235,15 +241,26 @@ def load_model(path) -> SentencePieceTokenizer:
     return SentencePieceTokenizer(read_bytes(path), str(path))
 
 
+def _load_words(directory) -> Tokenizer:
+    from lm.data.words import load_words  # which builds on this file
+
+    return load_words(directory)
+
+
+_LOADERS = {
+    "bytes": lambda directory: ByteTokenizer(),
+    "sentencepiece": lambda directory: load_model(join(directory, "tokenizer.model")),
+    "words": _load_words,
+}
+
+
 def load_tokenizer(directory) -> Tokenizer:
     """What `save` wrote into a local folder or URL. Raises DataError when it is not there or does not match itself."""
     description = read_json(join(directory, "tokenizer.json"))
-    if description.get("kind") == "bytes":
-        tokenizer = ByteTokenizer()
-    elif description.get("kind") == "sentencepiece":
-        tokenizer = load_model(join(directory, "tokenizer.model"))
-    else:
+    load = _LOADERS.get(description.get("kind"))
+    if load is None:
         raise DataError(f"{directory}: unknown kind of tokenizer in {json.dumps(description)}")
+    tokenizer = load(directory)
     if tokenizer.fingerprint() != description.get("fingerprint"):
         raise DataError(f"{directory}: tokenizer.json does not belong to the model beside it; copy both files from the same run")
     return tokenizer

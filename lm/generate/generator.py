@@ -42,26 +42,31 @@ class Generator:
     decoding took, and `tokens_per_pass` how many tokens of a row a pass of the model gave, above 1 where drafts were accepted.
     """
 
-    def __init__(self, model, params, tokenizer, draft: tuple | None = None):
+    def __init__(self, model, params, tokenizer, draft: tuple | None = None, prefix: bool = False):
+        """With `prefix`, the tokens of a prompt see each other, as a prefix language model has learned it."""
         self.model, self.params, self.tokenizer = model, params, tokenizer
         self._draft, self._draft_params = draft or (None, ())
         if draft and draft[0].vocab_size != model.vocab_size:
             raise ConfigError(f"the draft model has {draft[0].vocab_size} tokens and the model {model.vocab_size}: use the same tokenizer")
         self.seconds = self.tokens_per_pass = 0.0
-        banned = {tokenizer.pad_id, tokenizer.bos_id} - {tokenizer.eos_id}
-        self._fixed = {"model": model, "eos_id": tokenizer.eos_id, "banned": tuple(sorted(banned))}
+        # An objective's own tokens, which are no text, come after the tokenizer's.
+        banned = {tokenizer.pad_id, tokenizer.bos_id, *range(tokenizer.vocab_size, model.vocab_size)} - {tokenizer.eos_id}
+        self._fixed = {"model": loops.Prefixed(model) if prefix else model, "eos_id": tokenizer.eos_id, "banned": tuple(sorted(banned))}
         self._compiled = functools.lru_cache(maxsize=64)(self._compile)
 
-    def __call__(self, prompts: list[str], max_tokens: int | None = None, sampling: Sampling = UNCHANGED, beams: int = 0,
+    def __call__(self, prompts: list[str | np.ndarray], max_tokens: int | None = None, sampling: Sampling = UNCHANGED, beams: int = 0,
                  seed: int = 0, num: int = 1, drafts: int = 0) -> list[Completion]:
         """`num` completions of each prompt, in the order of the prompts; with beams, the best `num` <= beams of each.
+
+        A prompt is a text, or token ids.
 
         Beams give fewer where there are no more completions of so few tokens. With `drafts` that many tokens are drafted for each pass
         of the model, by the draft model or else by lookup in the text so far; what comes out is distributed as without.
         `max_tokens` None fills the context (at most 128 tokens). ConfigError when prompt and completion do not fit.
         """
         self._check(prompts, beams, num, drafts)
-        encoded = [[self.tokenizer.bos_id, *self.tokenizer.encode(prompt).tolist()] for prompt in prompts]
+        encode = lambda prompt: self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt  # noqa: E731
+        encoded = [[self.tokenizer.bos_id, *encode(prompt).tolist()] for prompt in prompts]
         limit = self._limit(max(map(len, encoded)), max_tokens)
         rows = [row for row in encoded for _ in range(1 if beams else num)]
         lengths = np.array([len(row) for row in rows], np.int32)

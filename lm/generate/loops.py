@@ -1,12 +1,13 @@
 """The loops of sampling and beam search, a token at a time; they know models by the interface in `lm.models.base` alone."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lm.generate.sampling import choose, gained, row_keys, without
-from lm.models.base import logits_of
+from lm.models import LanguageModel
 
 # Tokens of a prompt, and of all prompts, that are read at once: enough for products at full speed, few enough for the caches of a CPU.
 PREFILL_CHUNK, PREFILL_TOKENS = 128, 1024
@@ -32,11 +33,24 @@ class Carry(NamedTuple):
     done: jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class Prefixed:
+    """A prefix language model, whose prompts are read in one piece: their tokens see each other, as in training."""
+
+    model: LanguageModel
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+
 def prefill(model, params, prompts, lengths, max_len: int):
     """(logits [R, V] after the last token, state), from prompts [R, P] whose last `lengths` [R] columns are tokens."""
     rows, width = prompts.shape
     chunk = chunk_of(rows, width)
     valid = jnp.arange(width) >= width - lengths[:, None]
+    if isinstance(model, Prefixed):
+        hidden, state = model.decode_prefix(params, model.init_decode(rows, max_len), prompts, valid)
+        return model.logits(params, hidden[:, -1]), state
 
     def feed(carry, chunk):
         hidden, state = model.decode(params, carry[1], *chunk)
@@ -46,7 +60,7 @@ def prefill(model, params, prompts, lengths, max_len: int):
     state = model.init_decode(rows, max_len)
     last, _ = jax.eval_shape(lambda: feed((None, state), [x[0] for x in chunks])[0])
     (hidden, state), _ = jax.lax.scan(feed, (jnp.zeros(last.shape, last.dtype), state), chunks)
-    return logits_of(hidden, model.unembedding(params)), state
+    return model.logits(params, hidden), state
 
 
 def apart(model, params, state, rows: int):
@@ -90,8 +104,13 @@ def sample(params, prompts, lengths, limit, seed, _, *, model, room, sampling, e
     return _decode(step, written(start), limit)
 
 
-def beam(params, prompts, lengths, limit, seed, _, *, model, room, beams, eos_id, banned):
-    """Rows are ordered prompt by prompt, best beam first; a beam that has ended keeps its score and adds nothing."""
+def beam(params, prompts, lengths, limit, seed, _, *, model, room, beams, eos_id, banned, length_penalty=0.0, reorder=None):
+    """Rows are ordered prompt by prompt, best beam first; a beam that has ended keeps its score and adds nothing.
+
+    Beams are ordered by log-probability / `penalty(tokens, length_penalty)`. `reorder` takes the states of other beams of the same
+    prompt, for models that have something cheaper than `take`.
+    """
+    reorder = reorder or model.take
     count, vocab = prompts.shape[0], model.vocab_size
     logits, state = prefill(model, params, prompts, lengths, prompts.shape[1] + room)
     copies = jnp.repeat(jnp.arange(count), beams)
@@ -103,13 +122,19 @@ def beam(params, prompts, lengths, limit, seed, _, *, model, room, beams, eos_id
         # An ended beam has one continuation, which costs nothing and is not written.
         ended = jnp.full(vocab, -jnp.inf).at[eos_id].set(0.0)
         totals = carry.logprobs[:, None] + jnp.where(carry.done[:, None], ended, scores)
-        best, index = jax.lax.top_k(totals.reshape(count, beams * vocab), beams)
+        best, index = jax.lax.top_k(ranked(carry, totals).reshape(count, beams * vocab), beams)
         parents = (jnp.arange(count)[:, None] * beams + index // vocab).reshape(-1)
         chosen = (index % vocab).reshape(-1)
         done = carry.done[parents]
         tokens = put(carry.tokens[parents], carry.count, jnp.where(done, -1, chosen))
-        return Carry(carry.count + 1, model.take(carry.state, parents), carry.logits, tokens, chosen, best.reshape(-1),
-                     done | (chosen == eos_id))
+        return Carry(carry.count + 1, reorder(carry.state, parents), carry.logits, tokens, chosen,
+                     totals[parents, chosen] if length_penalty else best.reshape(-1), done | (chosen == eos_id))
+
+    def ranked(carry, totals):
+        if not length_penalty:
+            return totals
+        written = jnp.where(carry.done, jnp.sum(carry.tokens >= 0, axis=1), carry.count + 1)
+        return totals / penalty(written, length_penalty)[:, None]
 
     def step(carry):
         logits, state = model.decode_step(params, carry.state, carry.last[:, None])
@@ -119,6 +144,11 @@ def beam(params, prompts, lengths, limit, seed, _, *, model, room, beams, eos_id
     first = jnp.where(jnp.arange(rows) % beams == 0, 0.0, -jnp.inf)  # all beams are alike at first: one is enough
     start = Carry(jnp.int32(0), state, logits, jnp.full((rows, room), -1, jnp.int32), jnp.zeros(rows, int), first, jnp.zeros(rows, bool))
     return _decode(step, written(start), limit)
+
+
+def penalty(tokens, alpha: float):
+    """((5 + tokens) / 6)^alpha (Wu et al. 2016): divides the log-probability of so many tokens, so that long ones have a chance."""
+    return ((5.0 + tokens) / 6.0) ** alpha
 
 
 def _decode(step, start: Carry, limit) -> Decoded:

@@ -1,4 +1,7 @@
-"""Causal self-attention over packed rows (Vaswani et al. 2017), with grouped key/value heads (Ainslie et al. 2023) and a decoding cache."""
+"""Self-attention over packed rows (Vaswani et al. 2017), with grouped key/value heads (Ainslie et al. 2023) and a decoding cache.
+
+It is causal within segments, unless a `Mask` says what is seen.
+"""
 
 import functools
 from typing import NamedTuple
@@ -8,11 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from lm.errors import ConfigError
 from lm.layers import ring
 from lm.layers.dense import Kernel, project
 from lm.layers.norms import Norm
 from lm.layers.positions import rotate
 from lm.parallel import constrain, extent
+from lm.parallel.sharding import partition_spec
 
 # Blocks of queries in a row: enough to skip most of what is masked, few enough to compile fast.
 SMALLEST_BLOCK = 64
@@ -32,15 +37,29 @@ class Cache(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where n new tokens go in a cache: the first one's slot, [] or [B], and the slots that each token sees, [B, n, S]."""
+    """Where n new tokens go in a cache: the first one's slot, [] or [B], and the slots that each token sees, [B, n, S].
+
+    `bias`, [H, n, S] or [B, H, n, S] in float32, is added to the logits.
+    """
 
     slot: jax.Array
     visible: jax.Array
+    bias: jax.Array | None = None
 
 
-def attend(q_BTHDh, k_BSKDh, v_BSKDh, mask_BTS):
-    """Softmax attention, [B, T, H, Dh]. Logits and softmax in float32; every query must see at least one key."""
-    return attend_heads_first(q_BTHDh, heads_first(k_BSKDh), heads_first(v_BSKDh), mask_BTS)
+class Mask(NamedTuple):
+    """What attention sees in the place of the past: each query's keys, [B, T, S], and what is added to its logits, [H, T, S] in float32."""
+
+    visible: jax.Array
+    bias: jax.Array | None = None
+
+
+def attend(q_BTHDh, k_BSKDh, v_BSKDh, mask_BTS, bias=None):
+    """Softmax attention, [B, T, H, Dh]. Logits and softmax in float32; every query must see at least one key.
+
+    `bias`, [H, T, S] or [B, H, T, S], is added to the logits.
+    """
+    return attend_heads_first(q_BTHDh, heads_first(k_BSKDh), heads_first(v_BSKDh), mask_BTS, bias)
 
 
 def heads_first(x_BSKDh):
@@ -49,7 +68,7 @@ def heads_first(x_BSKDh):
     return x_BSKDh.transpose(0, 2, 1, 3).reshape(batch * heads, length, head_width)
 
 
-def attend_heads_first(q_BTHDh, k_NSDh, v_NSDh, mask_BTS):
+def attend_heads_first(q_BTHDh, k_NSDh, v_NSDh, mask_BTS, bias=None):
     """`attend` to keys and values as a cache has them, N = B K."""
     batch, length, heads, head_width = q_BTHDh.shape
     rows, keys, _ = k_NSDh.shape
@@ -58,6 +77,8 @@ def attend_heads_first(q_BTHDh, k_NSDh, v_NSDh, mask_BTS):
     q = (q_BTHDh * head_width**-0.5).reshape(batch, length, kv_heads, group, head_width).transpose(0, 2, 3, 1, 4)
     logits = jnp.einsum("ntd,nsd->nts", q.reshape(rows, group * length, head_width), k_NSDh, preferred_element_type=jnp.float32)
     logits = logits.reshape(batch, kv_heads, group, length, keys)
+    if bias is not None:
+        logits = logits + bias.reshape(*bias.shape[:-3], kv_heads, group, length, keys)
     logits = jnp.where(mask_BTS[:, None, None], logits, jnp.finfo(jnp.float32).min)
     # Dividing [T, Dh] after the product instead of [T, S] before it saves a pass over the weights (Dao et al. 2022).
     weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
@@ -122,6 +143,29 @@ def sharded_attend(q_BTHDh, k_BTKDh, v_BTKDh, segments_BT, context: str):
     return causal_attend(q_BTHDh, k_BTKDh, v_BTKDh, segments_BT)
 
 
+def masked_attend(q_BTHDh, k_BSKDh, v_BSKDh, mask: Mask):
+    """`attend` by a mask of its own, all logits [B, H, T, S] at once, on any mesh that leaves rows whole; ConfigError on others."""
+    if extent("time") > 1:
+        raise ConfigError(f"mesh.context={extent('time')} cuts rows in time, which only causal attention can be: set mesh.context=1")
+    if extent("act_heads") == 1:
+        return attend(q_BTHDh, k_BSKDh, v_BSKDh, *mask)
+    heads = partition_spec(("act_heads", None, None))
+    specs = (ring.HEADS, ring.HEADS, ring.HEADS, Mask(partition_spec(("batch", None, None)), None if mask.bias is None else heads))
+    return jax.shard_map(lambda q, k, v, mask: attend(q, k, v, *mask), in_specs=specs, out_specs=ring.HEADS)(
+        q_BTHDh, k_BSKDh, v_BSKDh, mask)
+
+
+def segment_mask(segments_BT, source_segments_BS):
+    """[B, T, S]: which keys belong to a query's segment, before or after it."""
+    return segments_BT[:, :, None] == source_segments_BS[:, None, :]
+
+
+def prefix_mask(segments_BT, prefix_BT):
+    """[B, T, T] of a prefix language model (Raffel et al. 2020): the past, and the prefix of the query's own segment as a whole."""
+    prefix = (prefix_BT != 0)[:, None, :] & segment_mask(segments_BT, segments_BT)
+    return causal_mask(segments_BT, 0, segments_BT.shape[1]) | prefix
+
+
 def causal_mask(segments, start, count: int):
     """[B, count, S]: which of the keys, whose segments are [B, S], the queries from number `start` on see."""
     queries, keys = start + jnp.arange(count), jnp.arange(segments.shape[1])
@@ -132,7 +176,8 @@ def causal_mask(segments, start, count: int):
 class Attention(nn.Module):
     """[B, T, D] to [B, T, D], among the tokens of a segment.
 
-    With a cache, the T new tokens go into slots from `place.slot` on and see what `place` says; segments are not used.
+    Tokens see the past of their segment, or what `mask` says. With a cache, the T new tokens go into slots from `place.slot` on and
+    see what `place` says; neither segments nor mask are used. `scaled` False does not divide logits by the root of Dh (T5).
     """
 
     heads: int
@@ -142,21 +187,24 @@ class Attention(nn.Module):
     qk_norm: bool
     output_scale: float
     context: str = "ring"
+    scaled: bool = True
 
     @nn.compact
-    def __call__(self, x, segments, angles, cache: Cache | None = None,
+    def __call__(self, x, segments, angles, mask: Mask | None = None, cache: Cache | None = None,
                  place: Place | None = None) -> tuple[jax.Array, Cache | None]:
         batch, length, width = x.shape
         q, k, v = self._project(x)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        if cache is None and self.is_initializing():  # a stand-in of two tokens, which no mesh cuts
-            y = causal_attend(q, k, v, segments)
-        elif cache is None:
+        if cache is not None:
+            cache = Cache(write(cache.keys, k, place.slot), write(cache.values, v, place.slot))
+            y = attend_heads_first(q, *cache, place.visible, place.bias)
+        elif self.is_initializing():  # a stand-in of two tokens, which no mesh cuts
+            y = causal_attend(q, k, v, segments) if mask is None else attend(q, k, v, *mask)
+        elif mask is None:
             y = sharded_attend(q, k, v, segments, self.context)
         else:
-            cache = Cache(write(cache.keys, k, place.slot), write(cache.values, v, place.slot))
-            y = attend_heads_first(q, *cache, place.visible)
+            y = masked_attend(q, k, v, mask)
         y = checkpoint_name(y.reshape(batch, length, self.heads * self.head_width), "attention")
         output = Kernel(width, ("heads", "width"), scale=self.output_scale, bias=self.bias, name="output")(y.shape[-1], x.dtype)
         (y,) = project(y, [output], "batch", "time", "act_heads")
@@ -165,14 +213,25 @@ class Attention(nn.Module):
     def _project(self, x):
         batch, length, width = x.shape
         names = (("query", self.heads), ("key", self.kv_heads), ("value", self.kv_heads))
-        kernels = [Kernel(heads * self.head_width, ("width", "heads"), bias=self.bias, name=name)(width, x.dtype) for name, heads in names]
+        kernels = [Kernel(heads * self.head_width, ("width", "heads"), query_scale(self, name), self.bias, name=name)(width, x.dtype)
+                   for name, heads in names]
         q, k, v = (
             constrain(checkpoint_name(part, name).reshape(batch, length, heads, self.head_width), "batch", "time", "act_heads", "act_width")
             for part, (name, heads) in zip(project(x, kernels, "batch", "time", "act_width"), names, strict=True)
         )
         if self.qk_norm:
             q, k = Norm("rmsnorm", name="query_norm")(q), Norm("rmsnorm", name="key_norm")(k)
-        return q, k, v
+        return q if self.scaled else unscaled(q), k, v
+
+
+def unscaled(q_BTHDh):
+    """Queries whose logits, which are divided by the root of Dh, come out as plain products."""
+    return q_BTHDh * q_BTHDh.shape[-1] ** 0.5
+
+
+def query_scale(attention, name: str) -> float:
+    """How much smaller the matrix `name` starts: queries that are not scaled make logits of the same size (Raffel et al. 2020)."""
+    return 1.0 if attention.scaled or name != "query" else attention.head_width**-0.5
 
 
 def write(cache, new, slot):

@@ -1,4 +1,4 @@
-"""Position-wise feed-forward layers: GELU, squared ReLU (So et al. 2021) and SwiGLU (Shazeer 2020)."""
+"""Position-wise feed-forward layers: GELU, ReLU and its square (So et al. 2021), and the gated SwiGLU and GEGLU (Shazeer 2020)."""
 
 import flax.linen as nn
 import jax
@@ -26,6 +26,16 @@ def _gelu_backward(x, d_y):
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
+def gelu_erf(x):
+    """GELU as it is defined, by the error function, which BERT uses."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+PLAIN = {"gelu": gelu, "gelu_erf": gelu_erf, "relu": jax.nn.relu, "relu2": lambda x: jnp.square(jax.nn.relu(x))}
+# Of these, one product gates another.
+GATED = {"swiglu": nn.silu, "geglu": gelu}
+
+
 class FeedForward(nn.Module):
     """[B, T, D] to [B, T, D] through F units. `output_scale` shrinks the output matrix at initialisation."""
 
@@ -38,13 +48,13 @@ class FeedForward(nn.Module):
     def __call__(self, x):
         width = x.shape[-1]
         up = Kernel(self.ff_width, ("width", "ff"), bias=self.bias, name="up")(width, x.dtype)
-        if self.activation == "swiglu":
+        if self.activation in GATED:
             gate = Kernel(self.ff_width, ("width", "ff"), bias=self.bias, name="gate")(width, x.dtype)
             gated, linear = project(x, [gate, up], "batch", "time", "act_width")
-            y = nn.silu(checkpoint_name(gated, "ff_gate")) * checkpoint_name(linear, "ff_up")
+            y = GATED[self.activation](checkpoint_name(gated, "ff_gate")) * checkpoint_name(linear, "ff_up")
         else:
             y = checkpoint_name(project(x, [up], "batch", "time", "act_width")[0], "ff_up")
-            y = gelu(y) if self.activation == "gelu" else jnp.square(jax.nn.relu(y))
+            y = PLAIN[self.activation](y)
         y = constrain(checkpoint_name(y, "ff_hidden"), "batch", "time", "act_ff")
         down = Kernel(width, ("ff", "width"), scale=self.output_scale, bias=self.bias, name="down")(self.ff_width, x.dtype)
         (y,) = project(y, [down], "batch", "time", "act_ff")

@@ -147,6 +147,14 @@ def scan_valid(cell: str, state, projected, recurrent, bias, valid):
     return jax.lax.scan(advance, state, (projected, valid))
 
 
+def step(cell: str, dtype, state, projected, recurrent, bias):
+    """The state after one token, from its input products [B, G, D]: for a layer whose input depends on its state.
+
+    `recurrent` [D, G, D] is as `gate_matrix` gives it; products run in `dtype`.
+    """
+    return _advance(cell, dtype, recurrent, bias, state, projected, 1.0)[0]
+
+
 class Recurrence(nn.Module):
     """One recurrent layer, [B, T, N] to [B, T, D]. States are tuples of [B, D] in float32."""
 
@@ -157,23 +165,34 @@ class Recurrence(nn.Module):
     @nn.compact
     def __call__(self, x, state, restart, valid=None):
         """`restart` [B, T] empties the state before a token; where `valid` [B, T] is False the state stays as it is."""
-        inputs, gates = x.shape[-1], GATES[self.cell]
-        kernel = self._matrix("input", nn.initializers.normal(inputs**-0.5), (inputs, gates * self.width))
-        recurrent = self._matrix("recurrent", _orthogonal_gates, (self.width, gates * self.width))
-        bias = self._vector("bias", gates * self.width).reshape(gates, self.width)
-        if self.cell == "lstm":  # the forget gate starts open (Jozefowicz et al. 2015)
-            bias = bias + jnp.array([0.0, 1.0, 0.0, 0.0])[:, None]
-        recurrent_bias = self._vector("recurrent_bias", self.width) if self.cell == "gru" else None
-        # Time first before the product, whose result is several times as large. Rows over devices do not lie in one piece.
-        product = matmul if extent("batch") == 1 else functools.partial(jnp.tensordot, axes=1)
-        projected = again(lambda x, kernel: product(x, gate_matrix(kernel, gates)))(jnp.swapaxes(x, 0, 1), kernel.astype(x.dtype))
-        projected = constrain(projected + bias.astype(x.dtype), "scan_time", "batch", "gates", "act_cell")
+        kernel, recurrent, bias, recurrent_bias = self._parameters(x.shape[-1])
+        projected = self._project(x, kernel, bias)
         if valid is None:
             keep = 1.0 - restart.T[..., None].astype(jnp.float32)
             state, outputs = scan_cell(self.cell, min(self.unroll, x.shape[1]), state, projected, keep, recurrent, recurrent_bias)
         else:
             state, outputs = scan_valid(self.cell, state, projected, recurrent, recurrent_bias, valid.T[..., None])
         return jnp.swapaxes(outputs, 0, 1).astype(x.dtype), state
+
+    @nn.nowrap
+    def _parameters(self, inputs: int):
+        """(input matrix [N, G D], recurrent matrix [D, G D], biases of the gates [G, D], the GRU's bias inside its reset gate)."""
+        gates = GATES[self.cell]
+        kernel = self._matrix("input", nn.initializers.normal(inputs**-0.5), (inputs, gates * self.width))
+        recurrent = self._matrix("recurrent", _orthogonal_gates, (self.width, gates * self.width))
+        bias = self._vector("bias", gates * self.width).reshape(gates, self.width)
+        if self.cell == "lstm":  # the forget gate starts open (Jozefowicz et al. 2015)
+            bias = bias + jnp.array([0.0, 1.0, 0.0, 0.0])[:, None]
+        return kernel, recurrent, bias, self._vector("recurrent_bias", self.width) if self.cell == "gru" else None
+
+    @nn.nowrap
+    def _project(self, x, kernel, bias):
+        """The input products of all times, [T, B, G, D]."""
+        # Time first before the product, whose result is several times as large. Rows over devices do not lie in one piece.
+        product = matmul if extent("batch") == 1 else functools.partial(jnp.tensordot, axes=1)
+        gates = GATES[self.cell]
+        projected = again(lambda x, kernel: product(x, gate_matrix(kernel, gates)))(jnp.swapaxes(x, 0, 1), kernel.astype(x.dtype))
+        return constrain(projected + bias.astype(x.dtype), "scan_time", "batch", "gates", "act_cell")
 
     def _matrix(self, name, init, shape):
         return self.param(name, nn.with_logical_partitioning(init, ("width", "cell")), shape, jnp.float32)

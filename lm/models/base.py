@@ -2,15 +2,26 @@
 
 import abc
 import dataclasses
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 
+class Sizes(NamedTuple):
+    """What a model must know of its data: ids of the tokens (an objective's own included), tokens of a row, ids of source tokens, and
+    the id that stands before a document."""
+
+    vocab: int
+    context: int
+    source_vocab: int = 0
+    bos: int = 0
+
+
 @dataclasses.dataclass(frozen=True)
-class LanguageModel(abc.ABC):
-    """A Linen module with the interface that training, evaluation and decoding meet.
+class Model(abc.ABC):
+    """A Linen module with the interface that training meets.
 
     `max_positions` is the longest sequence that the model can take in one piece (None: any length).
     """
@@ -19,11 +30,14 @@ class LanguageModel(abc.ABC):
     vocab_size: int
     max_positions: int | None
 
+    def example(self) -> dict:
+        """The smallest batch that shows the module's parameters."""
+        row = jnp.zeros((1, 2), jnp.int32)
+        return {"tokens": row, "segments": row + 1, "positions": row}
+
     def init_boxed(self, rng: jax.Array):
         """Parameters with their logical axes, as Linen boxes."""
-        row = jnp.zeros((1, 2), jnp.int32)
-        batch = {"tokens": row, "segments": row + 1, "positions": row}
-        return self.module.init({"params": rng}, batch)["params"]
+        return self.module.init({"params": rng}, self.example())["params"]
 
     def init(self, rng: jax.Array):
         """Fresh float32 parameters: a nested dict of arrays."""
@@ -35,6 +49,17 @@ class LanguageModel(abc.ABC):
         `noise` [B], a random key per row, trains with dropout; without it nothing is random.
         """
         return self.module.apply({"params": params}, batch, noise)
+
+    @abc.abstractmethod
+    def forward_flops(self, context: int, causal: bool = True) -> float:
+        """FLOPs per token of a forward pass over rows of `context` tokens: matrix products only, two per multiply-add.
+
+        Attention counts the keys that a query sees (half of them on average); `causal=False` counts all keys of a row.
+        """
+
+
+class LanguageModel(Model):
+    """A model that gives each next token a probability, by a softmax over hidden states times an output matrix, and decodes."""
 
     @abc.abstractmethod
     def unembedding(self, params) -> jax.Array:
@@ -62,14 +87,43 @@ class LanguageModel(abc.ABC):
     def decode_step(self, params, state, tokens: jax.Array, valid: jax.Array | None = None) -> tuple[jax.Array, object]:
         """Float32 logits [B, n, V] after each of the tokens [B, n], and the state after them; see `decode`."""
         hidden, state = self.decode(params, state, tokens, valid)
-        return logits_of(hidden, self.unembedding(params)), state
+        return self.logits(params, hidden), state
+
+    def logits(self, params, hidden: jax.Array) -> jax.Array:
+        """Float32 logits [..., V] of hidden states [..., D]."""
+        return logits_of(hidden, self.unembedding(params))
+
+
+class ProbabilityModel(LanguageModel):
+    """A language model that gives probabilities itself: `logits` are log-probabilities, and there is no output matrix."""
+
+    def unembedding(self, params):
+        """There is none."""
+        raise TypeError(f"{type(self).__name__} has no output matrix: use token_nats or logits")
 
     @abc.abstractmethod
-    def forward_flops(self, context: int, causal: bool = True) -> float:
-        """FLOPs per token of a forward pass over rows of `context` tokens: matrix products only, two per multiply-add.
+    def token_nats(self, params, batch: dict):
+        """-log p of each of the batch's targets, [B, T] in float32."""
 
-        Attention counts the keys that a query sees (half of them on average); `causal=False` counts all keys of a row.
-        """
+    @abc.abstractmethod
+    def logits(self, params, hidden: jax.Array) -> jax.Array:
+        """Float32 log-probabilities [..., V]."""
+
+
+class CountedModel(ProbabilityModel):
+    """A model that is made by counting: its parameters are a dict of NumPy arrays, and it works on the host."""
+
+    def init_boxed(self, rng):
+        """There is nothing to draw."""
+        raise TypeError(f"{type(self).__name__} is made by counting: use fit")
+
+    @abc.abstractmethod
+    def fit(self, stores: list, seen: list | None = None) -> dict:
+        """Tables from the tokens of token stores; of each store those alone where its array `seen` [tokens] is True."""
+
+    def forward_flops(self, context: int, causal: bool = True) -> float:
+        """None: it multiplies no matrices."""
+        return 0.0
 
 
 def logits_of(hidden: jax.Array, unembedding: jax.Array) -> jax.Array:

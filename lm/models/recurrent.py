@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from lm.layers.dense import Embedding, Kernel, Unembedding, dropout, project
 from lm.layers.norms import Norm
 from lm.layers.recurrence import GATES, Recurrence, empty_state
-from lm.models.base import LanguageModel
+from lm.models.base import LanguageModel, Sizes
 from lm.parallel import Layout, constrain, gathered
 
 
@@ -113,12 +113,12 @@ class RecurrentModel(LanguageModel):
         return cells + (2 * s.width * s.embedding_width if project else 0) + 2 * output_width * s.vocab_size
 
 
-def build(model, vocab_size: int, context: int, layout: Layout) -> RecurrentModel:
+def build(model, sizes: Sizes, layout: Layout) -> RecurrentModel:
     """The recurrent model of the config's model section; any context will do, and layouts differ in the sizes of the mesh alone."""
     spec = Spec(
-        cell=model.name, vocab_size=vocab_size, layers=model.layers, width=model.width,
+        cell=model.name, vocab_size=sizes.vocab, layers=model.layers, width=model.width,
         embedding_width=model.embedding_width or model.width, residual=model.residual, layer_norm=model.layer_norm, norm=model.norm,
         tie_embeddings=model.tie_embeddings, dropout=model.dropout, variational_dropout=model.variational_dropout,
         dtype=model.dtype, unroll=model.unroll, remat=model.remat,
     )
-    return RecurrentModel(RecurrentLM(spec), vocab_size, None)
+    return RecurrentModel(RecurrentLM(spec), sizes.vocab, None)

@@ -1,4 +1,4 @@
-"""Decoder-only Transformer: GPT-2 (Radford et al. 2019) to Llama (Touvron et al. 2023), pre-norm throughout."""
+"""Decoder-only Transformer: GPT (Radford et al. 2018), GPT-2 (Radford et al. 2019) to Llama (Touvron et al. 2023)."""
 
 import dataclasses
 from typing import NamedTuple
@@ -7,14 +7,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.layers.attention import Attention, Cache, Place
+from lm.errors import ConfigError
+from lm.layers.attention import Attention, Cache, Mask, Place, prefix_mask
+from lm.layers.cross_attention import WEIGHTS, CrossAttention, Source
 from lm.layers.dense import Embedding, Unembedding, dropout
-from lm.layers.feedforward import FeedForward
+from lm.layers.feedforward import GATED, FeedForward
 from lm.layers.norms import Norm
 from lm.layers.positions import rotary_angles, sinusoids
-from lm.models.base import LanguageModel
+from lm.models.base import LanguageModel, Sizes
 from lm.parallel import Layout, alone, constrain, extent, gathered
 from lm.parallel.pipeline import pipeline
+
+CROSS_DROPOUT = 1 << 16  # the number of the first layer's dropout of cross-attention, beyond those of all other layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +34,13 @@ class Spec:
     head_width: int
     ff_width: int
     norm: str
+    norm_position: str
+    norm_eps: float
     activation: str
     positions: str
     rope_base: float
     qk_norm: bool
+    scale_attention: bool
     bias: bool
     tie_embeddings: bool
     dropout: float
@@ -44,16 +51,21 @@ class Spec:
     remat_offload: tuple[str, ...]
     layout: Layout
 
+    def make_norm(self, name: str | None = None) -> Norm:
+        """A norm of its kind."""
+        return Norm(self.norm, self.bias, self.norm_eps, name=name)
+
 
 class Inputs(nn.Module):
-    """[B, T, D] of tokens at positions, both [B, T]."""
+    """[B, T, D] of tokens at positions, both [B, T]; embeddings start with the standard deviation `std`."""
 
     spec: Spec
+    std: float = 0.02
 
     @nn.compact
     def __call__(self, tokens, positions):
         s = self.spec
-        x = Embedding(s.vocab_size, s.width, name="tokens")(tokens, s.dtype)
+        x = Embedding(s.vocab_size, s.width, std=self.std, name="tokens")(tokens, s.dtype)
         if s.positions == "learned":
             x = x + Embedding(s.context, s.width, ("positions", "width"), name="positions")(positions, s.dtype)
         if s.positions == "sinusoidal":
@@ -62,20 +74,38 @@ class Inputs(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each normalised before and added to its input. `layer` tells the dropouts of layers apart."""
+    """Self-attention, attention to a source where there is one, and feed-forward, each added to its input.
+
+    The norm is before each (pre), or after each sum (post, Vaswani et al. 2017). `layer` tells the dropouts of layers apart.
+    """
 
     spec: Spec
 
     @nn.compact
-    def __call__(self, x, layer, segments, angles, noise=None, cache: Cache | None = None, place: Place | None = None):
+    def __call__(self, x, layer, segments, angles, noise=None, mask: Mask | None = None, source: Source | None = None,
+                 cache: Cache | None = None, place: Place | None = None):
         s = self.spec
-        output_scale = (2 * s.layers) ** -0.5  # the residual stream keeps its size at any depth (GPT-2)
-        attention = Attention(s.heads, s.kv_heads, s.head_width, s.bias, s.qk_norm, output_scale, s.layout.context, name="attention")
-        y, cache = attention(Norm(s.norm, s.bias, name="attention_norm")(x), segments, angles, cache, place)
-        x = x + dropout(y, s.dropout, noise, 1 + 2 * layer)
+        # The residual stream keeps its size at any depth (GPT-2); a norm after each sum sees to it by itself.
+        output_scale = ((2 if source is None else 3) * s.layers) ** -0.5 if s.norm_position == "pre" else 1.0
+
+        def before(name, x):
+            return s.make_norm(name)(x) if s.norm_position == "pre" else x
+
+        def after(name, x):
+            return s.make_norm(name)(x) if s.norm_position == "post" else x
+
+        attention = Attention(s.heads, s.kv_heads, s.head_width, s.bias, s.qk_norm, output_scale, s.layout.context, s.scale_attention,
+                              name="attention")
+        y, cache = attention(before("attention_norm", x), segments, angles, mask, cache, place)
+        x = after("attention_norm", x + dropout(y, s.dropout, noise, 1 + 2 * layer))
+        if source is not None:
+            cross = CrossAttention(s.heads, s.kv_heads, s.head_width, s.width, s.bias, output_scale, s.scale_attention,
+                                   name="cross_attention")
+            y = dropout(cross(before("cross_attention_norm", x), source), s.dropout, noise, CROSS_DROPOUT + layer)
+            x = after("cross_attention_norm", x + y)
         feed_forward = FeedForward(s.ff_width, s.activation, s.bias, output_scale, name="feed_forward")
-        y = feed_forward(Norm(s.norm, s.bias, name="feed_forward_norm")(x))
-        x = x + dropout(y, s.dropout, noise, 2 + 2 * layer)
+        y = feed_forward(before("feed_forward_norm", x))
+        x = after("feed_forward_norm", x + dropout(y, s.dropout, noise, 2 + 2 * layer))
         return constrain(x, "batch", "residual_time", "act_width"), cache
 
 
@@ -96,6 +126,30 @@ def remat_policy(spec: Spec):
     return {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[spec.remat]
 
 
+def all_layers(s: Spec, x, rows, initializing: bool):
+    """x through every layer, one after the other; called inside the `__call__` of the module that has them.
+
+    `rows` are the arguments of `Block` after `layer`, the same for all layers.
+    """
+    block = rematerialised(nn.remat, Block, s, s.scan_layers)
+    if s.scan_layers:
+        stack = nn.scan(block, variable_axes={"params": 0, "intermediates": 0, WEIGHTS: 0}, split_rngs={"params": True},
+                        in_axes=(0, *[nn.broadcast] * len(rows)), length=s.layers, metadata_params={nn.PARTITION_NAME: "layers"})
+        return stack(s, name="layers")(x, jnp.arange(s.layers), *rows)[0]
+    if alone() and not initializing:  # traced once for all layers; parameters would be drawn by other keys
+        block = nn.jit(block)
+    for layer in range(s.layers):
+        x, _ = block(s, name=f"layer_{layer}")(x, layer, *rows)
+    return x
+
+
+def layer_of(s: Spec, params, layer: int):
+    """The parameters of one layer, of the parameters of the module that has the layers."""
+    if s.scan_layers:
+        return jax.tree.map(lambda stacked: stacked[layer], params["layers"])
+    return params[f"layer_{layer}"]
+
+
 class Transformer(nn.Module):
     """Tokens to hidden states. Parameters of the layers are stacked [L, ...] with scan_layers, else layer_0, layer_1, ..."""
 
@@ -107,30 +161,16 @@ class Transformer(nn.Module):
         x = Inputs(s, name="inputs")(batch["tokens"], batch["positions"])
         x = dropout(x, s.dropout, noise, 0)
         angles = rotary_angles(batch["positions"], s.head_width, s.rope_base) if s.positions == "rope" else None
-        rows = batch["segments"], angles, noise
+        mask = Mask(prefix_mask(batch["segments"], batch["prefix"])) if "prefix" in batch else None
+        rows = batch["segments"], angles, noise, mask
         if s.scan_layers and extent("stage") > 1 and not self.is_initializing():
             x = pipeline(self.some_layers, (self.variables["params"]["layers"], jnp.arange(s.layers)), x, rows,
                          microbatches=s.layout.microbatches, repeats=s.layout.repeats)
         else:
-            x = self.all_layers(x, rows)
+            x = all_layers(s, x, rows, self.is_initializing())
         if not s.tie_embeddings:
             Unembedding(s.vocab_size, s.width, name="unembedding")()
-        return Norm(s.norm, s.bias, name="final_norm")(x)
-
-    @nn.nowrap
-    def all_layers(self, x, rows):
-        """x through every layer, one after the other; called inside `__call__`."""
-        s = self.spec
-        block = rematerialised(nn.remat, Block, s, s.scan_layers)
-        if s.scan_layers:
-            stack = nn.scan(block, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True},
-                            in_axes=(0, *[nn.broadcast] * 3), length=s.layers, metadata_params={nn.PARTITION_NAME: "layers"})
-            return stack(s, name="layers")(x, jnp.arange(s.layers), *rows)[0]
-        if alone() and not self.is_initializing():  # traced once for all layers; parameters would be drawn by other keys
-            block = nn.jit(block)
-        for layer in range(s.layers):
-            x, _ = block(s, name=f"layer_{layer}")(x, layer, *rows)
-        return x
+        return s.make_norm("final_norm")(x) if s.norm_position == "pre" else x
 
     @nn.nowrap
     def some_layers(self, chunk, x, rows):
@@ -150,6 +190,19 @@ class Decoding(NamedTuple):
     slot: jax.Array
     first: jax.Array
     caches: tuple[Cache, ...]
+
+
+def seen_slots(state, count: int, valid):
+    """(slot of each row's first token [B], slots of the next `count` tokens [n] or [B, n], which slots they see [B, n, S])."""
+    first = state.first if valid is None else state.first + jnp.sum(~valid, axis=1)
+    slots = state.slot[..., None] + jnp.arange(count)
+    keys = jnp.arange(state.caches[0].keys.shape[1])
+    return first, slots, (keys <= slots[..., None]) & (keys >= first[:, None, None])
+
+
+def cache_rows(caches, rows, heads: int):
+    """A tree of arrays [B K, ...] for some rows [R] of the batch."""
+    return jax.tree.map(lambda cache: cache.reshape(-1, heads, *cache.shape[1:])[rows].reshape(-1, *cache.shape[1:]), caches)
 
 
 class TransformerModel(LanguageModel):
@@ -173,11 +226,17 @@ class TransformerModel(LanguageModel):
 
     def decode(self, params, state, tokens, valid=None):
         """Hidden states [B, n, D] and the caches with n slots more in use; there must be as many left."""
-        s, slot, first = self.spec, state.slot, state.first
-        first = first if valid is None else first + jnp.sum(~valid, axis=1)
-        slots = slot[..., None] + jnp.arange(tokens.shape[1])  # [n] or [B, n]
-        keys = jnp.arange(state.caches[0].keys.shape[1])
-        visible = (keys <= slots[..., None]) & (keys >= first[:, None, None])
+        return self._decode(params, state, tokens, valid, prefix=False)
+
+    def decode_prefix(self, params, state, tokens, valid=None):
+        """`decode` of the prefix of a prefix language model, all of it in one call: its tokens see each other, as in training."""
+        return self._decode(params, state, tokens, valid, prefix=True)
+
+    def _decode(self, params, state, tokens, valid, prefix: bool):
+        s, slot = self.spec, state.slot
+        first, slots, visible = seen_slots(state, tokens.shape[1], valid)
+        if prefix:
+            visible = visible[:, -1:] | jnp.zeros_like(visible)
         positions = slots - first[:, None]
         angles = rotary_angles(positions, s.head_width, s.rope_base) if s.positions == "rope" else None
         # What lies outside a learned table is padding, or a draft beyond the context: its result is never used.
@@ -185,51 +244,57 @@ class TransformerModel(LanguageModel):
         x = Inputs(s).apply({"params": params["inputs"]}, tokens, table_positions)
         caches = []
         for layer, cache in enumerate(state.caches):
-            block, place = {"params": self._layer(params, layer)}, Place(slot, visible)
-            x, cache = Block(s).apply(block, x, layer, None, angles, None, cache, place)
+            block, place = {"params": layer_of(s, params, layer)}, Place(slot, visible)
+            x, cache = Block(s).apply(block, x, layer, None, angles, cache=cache, place=place)
             caches.append(cache)
-        x = Norm(s.norm, s.bias).apply({"params": params["final_norm"]}, x)
+        if s.norm_position == "pre":
+            x = s.make_norm().apply({"params": params["final_norm"]}, x)
         return x, Decoding(slot + tokens.shape[1], first, tuple(caches))
 
     def take(self, state, rows):
         """The caches of some rows [R], any of them several times."""
-        heads = self.spec.kv_heads
-
-        def taken(cache):
-            return cache.reshape(-1, heads, *cache.shape[1:])[rows].reshape(-1, *cache.shape[1:])
-
-        return Decoding(state.slot, state.first[rows], jax.tree.map(taken, state.caches))
+        return Decoding(state.slot, state.first[rows], cache_rows(state.caches, rows, self.spec.kv_heads))
 
     def accept(self, params, before, after, tokens, counts):
         """The caches after `counts` tokens: slots beyond them are written again before they are seen."""
         return after._replace(slot=before.slot + counts)
 
-    def _layer(self, params, layer: int):
-        if self.spec.scan_layers:
-            return jax.tree.map(lambda stacked: stacked[layer], params["layers"])
-        return params[f"layer_{layer}"]
-
     def forward_flops(self, context: int, causal: bool = True) -> float:
         """FLOPs per token of a forward pass; see `LanguageModel`."""
         s = self.spec
-        attention_width, kv_width = s.heads * s.head_width, s.kv_heads * s.head_width
-        feed_forward = (3 if s.activation == "swiglu" else 2) * s.width * s.ff_width
-        dense = 2 * (2 * s.width * attention_width + 2 * s.width * kv_width + feed_forward)
-        keys = (context + 1) / 2 if causal else context
-        return s.layers * (dense + 2 * 2 * keys * attention_width) + 2 * s.width * s.vocab_size
+        return s.layers * layer_flops(s, (context + 1) / 2 if causal else context) + 2 * s.width * s.vocab_size
 
 
-def build(model, vocab_size: int, context: int, layout: Layout) -> TransformerModel:
-    """The Transformer of the config's model section."""
+def layer_flops(s: Spec, keys: float) -> float:
+    """FLOPs per token of a layer whose queries see `keys` keys on average: matrix products only, two per multiply-add."""
+    feed_forward = (3 if s.activation in GATED else 2) * s.width * s.ff_width
+    dense = 2 * (2 * s.width * s.heads * s.head_width + 2 * s.width * s.kv_heads * s.head_width + feed_forward)
+    return dense + 2 * 2 * keys * s.heads * s.head_width
+
+
+def spec_of(model, sizes: Sizes, layout: Layout) -> Spec:
+    """The shape that the config's model section gives."""
     width, heads = model.width, model.heads
-    swiglu_width = -(-8 * width // 3 // 64) * 64
-    spec = Spec(
-        vocab_size=vocab_size, context=context, layers=model.layers, width=width, heads=heads,
+    gated_width = -(-8 * width // 3 // 64) * 64
+    return Spec(
+        vocab_size=sizes.vocab, context=sizes.context, layers=model.layers, width=width, heads=heads,
         kv_heads=model.kv_heads or heads, head_width=model.head_width or width // heads,
-        ff_width=model.ff_width or (swiglu_width if model.activation == "swiglu" else 4 * width),
-        norm=model.norm, activation=model.activation, positions=model.positions, rope_base=model.rope_base, qk_norm=model.qk_norm,
+        ff_width=model.ff_width or (gated_width if model.activation in GATED else 4 * width),
+        norm=model.norm, norm_position=model.norm_position, norm_eps=model.norm_eps, activation=model.activation,
+        positions=model.positions, rope_base=model.rope_base, qk_norm=model.qk_norm, scale_attention=model.scale_attention,
         bias=model.bias, tie_embeddings=model.tie_embeddings, dropout=model.dropout, dtype=model.dtype,
         scan_layers=model.scan_layers, remat=model.remat, remat_save=tuple(model.remat_save), remat_offload=tuple(model.remat_offload),
         layout=layout,
     )
-    return TransformerModel(Transformer(spec), vocab_size, context)
+
+
+def allow_positions(model, *allowed: str):
+    """ConfigError unless model.positions is one of those that the family has."""
+    if model.positions not in allowed:
+        raise ConfigError(f"model.positions={model.positions} is not for model.name={model.name}: use {', '.join(allowed)}")
+
+
+def build(model, sizes: Sizes, layout: Layout) -> TransformerModel:
+    """The Transformer of the config's model section."""
+    allow_positions(model, "rope", "learned", "sinusoidal")
+    return TransformerModel(Transformer(spec_of(model, sizes, layout)), sizes.vocab, sizes.context)

@@ -1,1 +1,38 @@
-"""What is predicted from what: an objective turns rows of a token store into a batch, and a batch into sums of losses."""
+"""What is predicted from what, by name: an objective turns rows of data into a batch, and a batch into sums of losses."""
+
+from lm.objectives.base import Objective
+from lm.objectives.causal import Causal
+from lm.objectives.denoisers import Denoisers
+from lm.objectives.glove import Glove
+from lm.objectives.infill import Infill
+from lm.objectives.masked import Masked
+from lm.objectives.prefix import Prefix
+from lm.objectives.replaced import Replaced
+from lm.objectives.span import Span
+from lm.objectives.translation import Translation
+from lm.objectives.vae import VAE
+from lm.objectives.word2vec import Cbow, SkipGram
+
+__all__ = ["OBJECTIVES", "Objective", "make"]
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "causal": Causal,
+    "infill": Infill,
+    "prefix": Prefix,
+    "span": Span,
+    "denoisers": Denoisers,
+    "masked": Masked,
+    "replaced": Replaced,
+    "translation": Translation,
+    "skipgram": SkipGram,
+    "cbow": Cbow,
+    "glove": Glove,
+    "vae": VAE,
+}
+
+
+def make(config, tokenizer, source_tokenizer=None) -> Objective:
+    """The objective of a config, over the ids of a tokenizer and, of pairs, of their sources' tokenizer."""
+    objective = OBJECTIVES[config.objective.name](config.objective, tokenizer, config.data.context, config.seed)
+    objective.source_tokenizer = source_tokenizer
+    return objective

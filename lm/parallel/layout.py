@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from lm.config.schema import TRANSFORMERS
+from lm.config.model_keys import ENCODER_DECODER, ENCODERS, GLOVE, HMM, NGRAM, NPLM, TRANSFORMERS, WORD2VEC
 from lm.errors import ConfigError
 from lm.parallel.pipeline import bubble
 
@@ -49,6 +49,8 @@ def check(config, sizes: dict[str, int]):
                           "set it to 1")
     if config.model.name in TRANSFORMERS:
         _check_transformer(config, sizes, layout)
+    elif config.model.name in ENCODERS + ENCODER_DECODER:
+        _check_encoder(config, sizes)
     else:
         _check_recurrent(config, sizes)
     multiple = row_multiple(sizes, layout) * config.train.accumulate
@@ -61,18 +63,38 @@ def check(config, sizes: dict[str, int]):
 def _check_recurrent(config, sizes):
     name = config.model.name
     if sizes["context"] > 1:
-        raise ConfigError(f"mesh.context={sizes['context']} cuts rows in time, but model.name={name} goes through time step by step: "
+        why = "looks at neighbours in time" if name in NPLM + WORD2VEC + GLOVE + NGRAM else "goes through time step by step"
+        raise ConfigError(f"mesh.context={sizes['context']} cuts rows in time, but model.name={name} {why}: "
                           "use mesh.replica, mesh.fsdp or mesh.tensor")
     if sizes["stage"] > 1:
         raise ConfigError(f"mesh.stage={sizes['stage']} needs a stack of equal layers, which model.name={name} does not have: "
                           "use mesh.replica, mesh.fsdp or mesh.tensor")
-    _divides("mesh.tensor", sizes["tensor"], {"model.width": config.model.width})
+    if name not in HMM + NGRAM:
+        _divides("mesh.tensor", sizes["tensor"], {"model.width": config.model.width})
+
+
+def _check_encoder(config, sizes):
+    model = config.model
+    if sizes["context"] > 1:
+        raise ConfigError(f"mesh.context={sizes['context']} cuts rows in time, which only causal attention can be, but tokens of "
+                          f"model.name={model.name} see what follows: use mesh.replica, mesh.fsdp or mesh.tensor")
+    if sizes["stage"] > 1:
+        raise ConfigError(f"mesh.stage={sizes['stage']} is for one stack of causal layers, and model.name={model.name} is another: "
+                          "use mesh.replica, mesh.fsdp or mesh.tensor")
+    heads = _heads(model)
+    if model.name == "electra":
+        heads["model.heads x model.generator_share"] = max(1, round(model.heads * model.generator_share))
+    _divides("mesh.tensor", sizes["tensor"], heads | {"data.context": config.data.context})
+
+
+def _heads(model) -> dict[str, int]:
+    """What mesh.tensor cuts in attention, by key."""
+    return {"model.heads": model.heads} | ({"model.kv_heads": model.kv_heads} if model.kv_heads else {})
 
 
 def _check_transformer(config, sizes, layout):
     model, tensor, context, stages = config.model, sizes["tensor"], sizes["context"], sizes["stage"]
-    heads = {"model.heads": model.heads} | ({"model.kv_heads": model.kv_heads} if model.kv_heads else {})
-    _divides("mesh.tensor", tensor, heads)
+    _divides("mesh.tensor", tensor, _heads(model))
     _divides("mesh.tensor x mesh.context", tensor * context, {"data.context": config.data.context})
     chunk = config.train.loss_chunk
     if chunk and chunk < config.data.context:

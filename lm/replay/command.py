@@ -8,6 +8,8 @@ import warnings
 import jax
 import numpy as np
 
+from lm import models
+from lm.errors import ConfigError
 from lm.replay.documents import Piece, described, piece_at, pieces_of
 from lm.replay.rerun import ROUNDING, Rerun, check_step, open_job, other_circumstances, say
 from lm.replay.suspects import FLOOR, LOSS_FLOOR, THRESHOLD, Suspect, deviations, judge, overall
@@ -24,12 +26,15 @@ SAME_GRADIENT = 1e-2
 def replay(workdir: str | os.PathLike, step: int, bisect: bool = False, full_text: bool = False) -> dict:
     """Prints the documents and tensors of a step (counted from 1, as in metrics.jsonl); returns the result of `scripts/replay.py`."""
     run = open_run(workdir)
+    if run.config.objective.name != "causal" or isinstance(run.model, models.ProbabilityModel):
+        raise ConfigError(f"{workdir} has model.name={run.config.model.name} and objective.name={run.config.objective.name}: only steps of "
+                          "objective.name=causal, with a model that has an output matrix, can be made again")
     check_step(run, step)
     job = open_job(run)
     pieces = pieces_of(job, step - 1)
     print(f"step {step}: {job.config.data.global_batch} rows of {job.config.data.context} tokens")
     print(described(job, pieces, full_text), flush=True)
-    rerun, examiner = Rerun(job, run.checkpoints, step), Examiner(job.model, job.config, job.mesh)
+    rerun, examiner = Rerun(job, run.checkpoints, step), Examiner(job.model, job.objective, job.config, job.mesh)
     with jax.set_mesh(job.mesh):
         examination = _examined(job, rerun, examiner, bisect)
     agreement = _agreement(run, job, rerun)

@@ -90,7 +90,7 @@ class Rerun:
         state, self.start = starting_state(job, self.checkpoints, self.step - 1)
         advance, told = job.compile_step(), time.monotonic()
         for done in range(self.start, self.step):
-            batch = job.data.batch(done, job.build)
+            batch = job.batch(done)
             yield done, state, batch
             state, metrics = advance(state, jax.device_put(batch, batch_sharding(job.mesh)))
             self.checks.append(check(done + 1, jax.device_get(metrics), self.recorded.get(done + 1)))

@@ -15,7 +15,6 @@ import numpy as np
 
 from lm.layers.dense import Kernel, Unembedding
 from lm.models import logits_of
-from lm.objectives import causal
 from lm.parallel import AXES, BATCH, batch_sharding, make_mesh, parameter_shardings
 
 RMS, MAX, NONFINITE, PLACE, NORM = 0, 1, 2, 3, 3
@@ -166,8 +165,8 @@ class Examiner:
     Make it outside `jax.set_mesh`: what finds the order is a row of two tokens, which a mesh could not cut.
     """
 
-    def __init__(self, model, config, mesh):
-        self._model, self._config = model, config
+    def __init__(self, model, objective, config, mesh):
+        self._model, self._objective, self._config = model, objective, config
         self.mesh = _without_stages(mesh)
         self._copies = math.prod(self.mesh.shape[axis] for axis in BATCH)
         self._shardings = parameter_shardings(jax.eval_shape(model.init_boxed, jax.random.key(0)), self.mesh, config.layout.zero)
@@ -183,7 +182,7 @@ class Examiner:
 
         def loss(params, probes):
             model = _Watched(self._model, probes, train.loss_chunk)
-            total, nats = causal.loss(model, params, batch, z_loss=train.z_loss, chunk=train.loss_chunk, noise=noise)
+            total, nats = self._objective.loss(model, params, batch, z_loss=train.z_loss, chunk=train.loss_chunk, noise=noise)
             return total, (nats, model.seen)
 
         (grads, backward), (nats, forward) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, _probes_of(seen))

@@ -12,12 +12,10 @@ import jax.numpy as jnp
 import optax
 
 from lm import config as configs
-from lm import models, optim
-from lm.data.feed import TrainingData
+from lm import models, objectives, optim
 from lm.data.prepare import PreparedData, prepare
 from lm.errors import ConfigError
 from lm.metrics import train_flops_per_token
-from lm.objectives import causal
 from lm.parallel import Layout, batch_sharding, make_mesh
 from lm.parallel import layout as layouts
 from lm.train.step import Shardings, TrainState, init_state, jitted_step, state_shardings
@@ -30,8 +28,9 @@ class Job:
     workdir: pathlib.Path
     config: object
     prepared: PreparedData
-    data: TrainingData
-    model: models.LanguageModel
+    data: object
+    model: models.Model
+    objective: objectives.Objective
     mesh: jax.sharding.Mesh
     optimizer: optax.GradientTransformation
     learning_rate: object
@@ -80,16 +79,29 @@ class Job:
         _release_memory()
         return step, state
 
-    def compile_step(self):
-        """The train step compiled once, for the shapes of this run; anything else is an error instead of a second compilation."""
-        row, rows, sharding = self.data.batch(0, self.build, slice(1)), self.config.data.global_batch, batch_sharding(self.mesh)
-        batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype, sharding=sharding), row)
-        step = jitted_step(self.model, self.optimizer, self.learning_rate, self.config, self.mesh, self.lay)
-        return step.lower(self.abstract_state(), batch).compile()
+    def compile_step(self) -> "Steps":
+        """The train step compiled once for each shape of this run's batches; anything else is an error instead of one more compilation."""
+        sharding, state = batch_sharding(self.mesh), self.abstract_state()
+        step = jitted_step(self.model, self.objective, self.optimizer, self.learning_rate, self.config, self.mesh, self.lay)
 
-    def build(self, rows):
-        """The batch of some rows."""
-        return causal.build(rows, self.prepared.tokenizer.bos_id)
+        def compiled(rows, example):
+            row = self.data.batch(example, self.objective.build, slice(1))
+            batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype, sharding=sharding), row)
+            return step.lower(state, batch).compile()
+
+        return Steps({shape: compiled(shape[0], example) for shape, example in self.data.shapes().items()})
+
+    def batch(self, step: int, part=slice(None)) -> dict:
+        """The batch of a step (from 0), or some of its rows."""
+        return self.data.batch(step, self.objective.build, part)
+
+
+class Steps(dict):
+    """Compiled train steps by the shape of their batches; called, the one that fits runs."""
+
+    def __call__(self, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        """(the state after the step, its metrics)."""
+        return self[batch["weights"].shape](state, batch)
 
 
 def _release_memory():
@@ -108,14 +120,15 @@ def set_up(config, workdir: str | pathlib.Path, progress: bool = False, mesh: ja
     _check_memory(config, mesh)
     layout = Layout.of(config.layout, dict(mesh.shape))
     prepared = prepare(config.data, config.data.tokenizer_seed, progress=progress)
-    data = TrainingData(prepared.split_stores("train"), tuple(prepared.weights), config.data.context, config.data.global_batch, config.seed)
-    model = models.build(config.model, prepared.tokenizer.vocab_size, config.data.context, layout)
+    objective = objectives.make(config, prepared.tokenizer, prepared.source_tokenizer)
+    data = objective.data(prepared, config)
+    model = objective.model(config, layout)
     flops = train_flops_per_token(model, config.data.context)
     tokens = config.data.global_batch * config.data.context
     config = configs.resolve(config, configs.Facts(tokens, data.steps_per_epoch, flops * tokens))
     optimizer, rate = optim.optimizer(config.optim), optim.schedule(config.optim, config.train.steps)
     lay = state_shardings(model, optimizer, mesh, bool(config.train.ema), config.layout)
-    return Job(pathlib.Path(workdir), config, prepared, data, model, mesh, optimizer, rate, lay, layout, flops)
+    return Job(pathlib.Path(workdir), config, prepared, data, model, objective, mesh, optimizer, rate, lay, layout, flops)
 
 
 def _check_memory(config, mesh):

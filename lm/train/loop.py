@@ -8,17 +8,18 @@ import time
 import jax
 
 from lm import config as configs
-from lm import run
+from lm import evaluate, run
 from lm.checkpoint import Checkpoints
+from lm.config.model_keys import NGRAM as COUNTED
 from lm.data.feed import Feed
 from lm.errors import NonFiniteError
-from lm.evaluate import Evaluator
 from lm.metrics import Clock, Writers, peak_flops
 from lm.metrics.writers import read_lines
 from lm.parallel import batch_sharding, processes
 from lm.parallel import layout as layouts
 from lm.parallel.pipeline import bubble
 from lm.parallel.watchdog import Watchdog
+from lm.train.counted import count
 from lm.train.job import Job, set_up
 from lm.train.progress import Progress
 from lm.train.stop import Signals, Stopped
@@ -33,6 +34,9 @@ def train(config, workdir: str | pathlib.Path) -> dict:
     """
     workdir = pathlib.Path(workdir)
     # The handlers stay until the lock is free, and so until the last save is on disk: a second SIGTERM must not cut it short.
+    if config.model.name in COUNTED:
+        with run.lock(workdir):
+            return count(config, workdir)
     with Signals() as signals, run.lock(workdir) if processes.is_first() else contextlib.nullcontext():
         try:
             job, clock = _start(config, workdir)
@@ -53,7 +57,7 @@ def _start(config, workdir) -> tuple[Job, Clock]:
         job = processes.first_then_all("prepared data", lambda: _set_up(config, workdir))
         processes.same("text or tokenizer", job.prepared.fingerprint, "give all of them the same files in data.source")
         prepared = job.prepared
-        note = processes.first("start", lambda: run.start(workdir, config, job.config, prepared.fingerprint, prepared.tokenizer))
+        note = processes.first("start", lambda: run.start(workdir, config, job.config, prepared))
     if note and processes.is_first():
         print(f"note: {note}", file=sys.stderr)
     return job, clock
@@ -62,7 +66,7 @@ def _start(config, workdir) -> tuple[Job, Clock]:
 def _set_up(config, workdir) -> Job:
     job = set_up(config, workdir, progress=processes.is_first())
     if config.eval.split != "none":
-        job.prepared.split_stores(config.eval.split)
+        job.objective.stores(job.prepared, config.eval.split)
     return job
 
 
@@ -96,6 +100,8 @@ class Loop(contextlib.AbstractContextManager):
             self.progress.say(f"resuming at step {self.first} of {last}")
         if self.job.mesh.size > 1:
             self.progress.say(f"layout: {layouts.describe(dict(self.job.mesh.shape), self.job.layout, self.config.layout.zero)}")
+        if self.job.data.left_out:
+            self.progress.say(f"{self.job.data.left_out:,} examples are longer than data.context={self.config.data.context} and left out")
         if self.first >= last:
             return self._result(self._last_line())
         with self.clock("peak"):
@@ -105,8 +111,7 @@ class Loop(contextlib.AbstractContextManager):
                 step, self.state = self.job.compiled(self.state)
             self._signals.start_loop()
             data = self.config.data
-            feed = Feed(lambda index, rows: self.job.data.batch(index, self.job.build, rows), self.first, last,
-                        batch_sharding(self.job.mesh), (data.global_batch, data.context), data.prefetch)
+            feed = Feed(self.job.batch, self.first, last, batch_sharding(self.job.mesh), self.job.data.shape, data.prefetch)
             self.watchdog = Watchdog(self.config.processes.step_timeout, processes.stuck)
             with contextlib.closing(feed), contextlib.closing(self.watchdog):
                 self._mark()
@@ -129,8 +134,8 @@ class Loop(contextlib.AbstractContextManager):
         self.progress.say(f"{processes.stopped_by(self._signals.name)}: saved step {done}; the same command goes on from there")
 
     def _when_due(self, done: int, last: int):
-        evaluate, checkpoint = self.config.eval, self.config.checkpoint
-        if self.config.eval.split != "none" and (done == last or (evaluate.every and done % evaluate.every == 0)):
+        every, checkpoint = self.config.eval.every, self.config.checkpoint
+        if self.config.eval.split != "none" and (done == last or (every and done % every == 0)):
             self._settle()
             self._evaluate(done)
         if done == last or (checkpoint.every and done % checkpoint.every == 0):
@@ -190,16 +195,14 @@ class Loop(contextlib.AbstractContextManager):
 
     def _evaluate(self, done: int):
         with self.clock("eval"), self.watchdog.longer(self.config.processes.barrier_timeout):
-            job, evaluate = self.job, self.config.eval
+            job, split = self.job, self.config.eval.split
             if self._evaluator is None:
-                self._evaluator = Evaluator(job.model, job.mesh, job.prepared.tokenizer.bos_id, self.config.data.context,
-                                            evaluate.batch or self.config.data.global_batch, evaluate.stride, job.shardings.params,
-                                            job.layout, self.config.train.loss_chunk)
+                self._evaluator = evaluate.make(self.config, job.objective, job.model, job.mesh, job.shardings.params, job.layout)
             params = self.state.ema if self.config.train.ema else self.state.params
-            result = self._evaluator(params, job.prepared.split_stores(evaluate.split), evaluate.max_tokens, self.watchdog.beat)
-        line = {"step": done, "kind": "eval", "split": evaluate.split, "seconds": self._seconds(), **result}
+            result = self._evaluator(params, job.objective.stores(job.prepared, split), self.config.eval.max_tokens, self.watchdog.beat)
+        line = {"step": done, "kind": "eval", "split": split, "seconds": self._seconds(), **result}
         self.writers.write(line)
-        self.progress.evaluation(line)
+        self.progress.say(f"step {done}  {split}: {evaluate.headline(job.objective, result)}")
 
     def _save(self, done: int):
         if self._saved == done:

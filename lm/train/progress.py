@@ -26,12 +26,6 @@ class Progress:
         self.say(f"step {line['step']}/{self._last}  loss {_number(line['loss'])}  lr {line['learning_rate']:.2e}  "
                  f"grad {_number(line['grad_norm'])}  {line['tokens_per_second']:,.0f} tokens/s  MFU {line['mfu']:.0%}")
 
-    def evaluation(self, line: dict):
-        """An eval line of metrics.jsonl."""
-        error = "" if line["stderr"] is None else f" +- {line['stderr']:.4f}"
-        self.say(f"step {line['step']}  {line['split']}: {line['bits_per_byte']:.4f}{error} bits per byte, "
-                 f"{line['nats_per_token']:.4f} nats per token")
-
     def say(self, text: str):
         """One line of text."""
         if not self._active:

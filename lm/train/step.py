@@ -9,7 +9,7 @@ import optax
 
 from lm import optim
 from lm.metrics import global_norm
-from lm.objectives import causal
+from lm.objectives import Objective
 from lm.parallel import batch_sharding, check_replication, parameter_shardings, replicated
 from lm.parallel.pipeline import micro_batches
 
@@ -34,7 +34,7 @@ def row_noise(seed: int, step, rows: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(jax.random.key(seed + 1), step), jnp.arange(rows))
 
 
-def gradients(model, params, batch, noise, config, shardings=None):
+def gradients(model, objective: Objective, params, batch, noise, config, shardings=None):
     """(gradients of the mean loss, mean cross-entropy) of a batch cut into train.accumulate micro-batches.
 
     `noise` [B] are keys of the rows, `shardings` are where the gradients lie.
@@ -44,7 +44,7 @@ def gradients(model, params, batch, noise, config, shardings=None):
     count = config.train.accumulate
 
     def micro_loss(params, micro, noise):
-        return causal.loss(model, params, micro, z_loss=config.train.z_loss, chunk=config.train.loss_chunk, noise=noise)
+        return objective.loss(model, params, micro, z_loss=config.train.z_loss, chunk=config.train.loss_chunk, noise=noise)
 
     def grad(*arguments):
         grads, nats = jax.grad(micro_loss, has_aux=True)(params, *arguments)
@@ -63,13 +63,14 @@ def gradients(model, params, batch, noise, config, shardings=None):
     return jax.tree.map(lambda g: g / total, grads), nats / total
 
 
-def train_step(state: TrainState, batch: dict, *, model, optimizer, learning_rate, config, shardings=None) -> tuple[TrainState, dict]:
+def train_step(state: TrainState, batch: dict, *, model, objective, optimizer, learning_rate, config,
+               shardings=None) -> tuple[TrainState, dict]:
     """One optimizer update. Pure: the randomness of a step follows from the seed and the step alone.
 
     `shardings` (see `state_shardings`) are where gradients and the optimizer's work lie; None leaves that to the compiler.
     """
     noise = row_noise(config.seed, state.step, len(batch["weights"]))
-    grads, loss = gradients(model, state.params, batch, noise, config, shardings and shardings.gradients)
+    grads, loss = gradients(model, objective, state.params, batch, noise, config, shardings and shardings.gradients)
     grad_norm = global_norm(grads)
     before = jax.device_put(state.opt_state, jax.memory.Space.Device) if config.layout.offload == "optimizer" else state.opt_state
     directions, opt_state = optimizer.update(optim.clip(grads, grad_norm, config.optim.clip), before, state.params)
@@ -87,14 +88,15 @@ def train_step(state: TrainState, batch: dict, *, model, optimizer, learning_rat
         new = new._replace(opt_state=jax.device_put(new.opt_state, jax.memory.Space.Host))
     metrics = {
         "loss": loss, "grad_norm": grad_norm, "param_norm": global_norm(params), "update_norm": global_norm(updates),
-        "learning_rate": jnp.asarray(rate, jnp.float32), "targets": jnp.sum(batch["weights"] > 0), "finite": finite,
+        "learning_rate": jnp.asarray(rate, jnp.float32), "targets": objective.tokens(batch), "finite": finite,
     }
     return new, metrics
 
 
-def jitted_step(model, optimizer, learning_rate, config, mesh, shardings):
+def jitted_step(model, objective, optimizer, learning_rate, config, mesh, shardings):
     """`train_step` under jit on a mesh: (state, batch) to (state, metrics), in place of the state."""
-    step = functools.partial(train_step, model=model, optimizer=optimizer, learning_rate=learning_rate, config=config, shardings=shardings)
+    step = functools.partial(train_step, model=model, objective=objective, optimizer=optimizer, learning_rate=learning_rate, config=config,
+                             shardings=shardings)
     return jax.jit(step, in_shardings=(shardings.state, batch_sharding(mesh)), out_shardings=(shardings.state, replicated(mesh)),
                    donate_argnums=0)
 

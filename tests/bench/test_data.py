@@ -57,6 +57,8 @@ def test_the_step_waits_for_a_slow_loader_and_its_first_batch_is_not_counted(pre
     class Slow:
         """Batches that take 50 ms, and the first one half a second."""
 
+        shape = staticmethod(side._job.data.shape)
+
         def batch(self, index, *arguments):
             time.sleep(0.5 if index == 9 else 0.05)
             return batch(index, *arguments)

@@ -1,9 +1,12 @@
 """The schema: every key is documented, its default is valid, and nothing outside it can be set."""
 
 import pytest
+from ml_collections import ConfigDict
 
 from lm import config
-from lm.config.schema import FAMILIES, SCHEMA
+from lm.config.model_keys import FAMILIES
+from lm.config.objective_keys import TRAINS
+from lm.config.schema import SCHEMA
 from lm.config.validate import check_value, unknown_key
 from lm.errors import ConfigError
 
@@ -21,15 +24,27 @@ def test_default_has_exactly_the_keys_of_the_schema_and_is_valid():
     assert config.validate(config.default()) == config.default()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_trains_with_the_defaults(family):
-    assert config.validate(config.override(config.default(), {"model.name": family})).model.name == family
+@pytest.mark.parametrize(("objective", "family"), [(name, family) for name, families in TRAINS.items() for family in families])
+def test_every_family_trains_with_the_defaults(objective, family):
+    needed = {"optim.name": "em", "optim.learning_rate": "1.0", "optim.schedule": "constant", "optim.clip": "0"} if family == "hmm" else {}
+    needed |= {"objective.form": "decoder"} if (objective in ("span", "denoisers") and family == "transformer") else {}
+    given = {"model.name": family, "objective.name": objective, **needed}
+    assert config.validate(config.override(config.default(), given)).model.name == family
+
+
+def test_every_family_has_an_objective():
+    assert {family for families in TRAINS.values() for family in families} == set(FAMILIES)
+
+
+def test_an_objective_that_cannot_train_a_family_is_refused_with_those_that_can():
+    with pytest.raises(ConfigError, match=r"objective.name=masked trains encoder, not model.name=lstm: use causal or infill with it"):
+        config.validate(config.override(config.default(), {"model.name": "lstm", "objective.name": "masked"}))
 
 
 def test_families_of_keys_and_models_are_the_same():
-    from lm import models
+    from lm import models, objectives
 
-    assert set(models.FAMILIES) == set(FAMILIES)
+    assert set(models.FAMILIES) == set(FAMILIES) and set(objectives.OBJECTIVES) == set(TRAINS)
 
 
 @pytest.mark.parametrize(("wrong", "nearest"), [
@@ -59,8 +74,14 @@ def test_unknown_key_is_refused_wherever_it_is_given(tmp_path):
         config.from_json(tree)
 
 
+def test_a_key_that_is_younger_than_a_stored_config_has_its_default():
+    tree = config.to_json(config.default())
+    del tree["optim"]["beta2"]
+    assert config.from_json(tree) == config.default()
+
+
 def test_a_missing_key_is_named():
     tree = config.to_json(config.default())
     del tree["optim"]["beta2"]
     with pytest.raises(ConfigError, match=r"no optim.beta2"):
-        config.from_json(tree)
+        config.validate(ConfigDict(tree, type_safe=False))

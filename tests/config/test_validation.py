@@ -117,10 +117,13 @@ def test_neighbours_of_wrong_combinations_are_right(values):
 @pytest.mark.parametrize("name", [name for name, key in SCHEMA.items() if key.families])
 def test_keys_of_another_family_must_stay_at_their_default(name):
     key = SCHEMA[name]
-    family = "lstm" if "transformer" in key.families else "transformer"
+    family = next(family for family in ("transformer", "lstm", "encoder") if family not in key.families)
     if key.choices:
         other = next(choice for choice in key.choices if choice != key.default)
+    elif isinstance(key.default, float):
+        other = key.default / 2
     else:
-        other = (not key.default) if isinstance(key.default, bool) else ("query",) if key.kind == "strings" else key.default + 2
+        by_kind = {"strings": ("query",), "floats": (2.0,)}
+        other = (not key.default) if isinstance(key.default, bool) else by_kind[key.kind] if key.kind in by_kind else key.default + 2
     with pytest.raises(ConfigError, match=f"{name} is not read by model.name={family}"):
         changed(model__name=family, **{name.replace(".", "__"): other})

@@ -1,6 +1,5 @@
 """Training data is a pure function of the step, whoever reads which part; the feed keeps its order and hides nothing."""
 
-import functools
 import threading
 import time
 
@@ -15,7 +14,9 @@ from lm.objectives import causal
 from lm.parallel import AXES, batch_sharding, make_mesh
 
 BOS = ByteTokenizer.bos_id
-build = functools.partial(causal.build, bos_id=BOS)
+def build(rows, examples):
+    """The causal batch of some rows."""
+    return causal.batch_of(rows, BOS)
 
 
 def store_of(letter, count):
@@ -82,7 +83,7 @@ def test_processes_make_the_rows_that_their_devices_hold(data, sizes, count, row
 @pytest.mark.parametrize("sizes", [{"fsdp": 2, "context": 4}, {"replica": 2, "tensor": 4}, {"replica": 4, "stage": 2}])
 def test_a_feed_lays_out_the_batch_of_any_mesh(data, sizes):
     mesh = make_mesh(dict.fromkeys(AXES, 1) | sizes)
-    feed = Feed(lambda step, rows: data.batch(step, build, rows), 3, 5, batch_sharding(mesh), (8, 16), 2)
+    feed = Feed(lambda step, rows: data.batch(step, build, rows), 3, 5, batch_sharding(mesh), data.shape, 2)
     for step, batch in feed:
         assert same({key: np.asarray(value) for key, value in batch.items()}, data.batch(step, build))
         assert batch["tokens"].sharding == batch_sharding(mesh)
@@ -124,7 +125,7 @@ def test_text_shorter_than_a_row_is_refused():
 def feed_of(make, first=0, last=5, depth=2):
     """A feed of batches of 8 rows over 8 devices."""
     mesh = make_mesh({"replica": -1, "stage": 1, "fsdp": 1, "expert": 1, "context": 1, "tensor": 1})
-    return Feed(lambda step, rows: make(step), first, last, batch_sharding(mesh), (8, 2), depth)
+    return Feed(lambda step, rows: make(step), first, last, batch_sharding(mesh), lambda step: (8, 2), depth)
 
 
 def numbered(step):

@@ -18,6 +18,8 @@ _RANDOM = random.Random(0)
 _WORDS = ["".join(_RANDOM.choices("aeinorst", k=_RANDOM.randint(2, 7))) for _ in range(300)]
 TEXTS = [" ".join(_RANDOM.choices(_WORDS, k=20)) +
          f" The quick brown fox number {i} jumps over\n\n\tthe lazy dog, 一二三 times.\n" for i in range(200)]
+# One space in 6,000 characters: by their frequency it would get no piece.
+SPACELESS = ["".join(_RANDOM.choices("的一是不了人我在有他这中大来上国", k=30)) + " " * (i == 0) for i in range(200)]
 HARD = ["", " ", "\n", "  two  spaces  ", "a\r\nb\r", "\t\tx\n\n\n",
         "中文和😀👩‍👩‍👧", "\u2581", "a\u2581b", " \u2581 \u2581\u2581 x \u2581", "\x00a\x00",
         "e\u0301 \u00e9 \ufb01 \u2460", "\ufeffx\u2028y\u00a0z\u3000", "<s></s><pad><unk><0x41>",
@@ -36,6 +38,8 @@ ALL = {
     "bytes": ByteTokenizer(),
     "bpe": train_tokenizer(TEXTS, "bpe", 340),
     "unigram": train_tokenizer(TEXTS, "unigram", 340),
+    "spaceless bpe": train_tokenizer(SPACELESS, "bpe", 300),
+    "spaceless unigram": train_tokenizer(SPACELESS, "unigram", 300),
     "llama_style": SentencePieceTokenizer(model_bytes()),  # has a dummy prefix, and no pad
 }
 

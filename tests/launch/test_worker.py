@@ -127,7 +127,8 @@ def test_finished_reads_the_work_directory_as_a_run_writes_it(cloud, tmp_path, e
     config = configs.load("configs/quickstart.py", {"train.steps": "50"})
     workdir = tmp_path / "run"
     workdir.mkdir()
-    runs.start(workdir, config, config, "data", types.SimpleNamespace(save=lambda folder: None))
+    prepared = types.SimpleNamespace(fingerprint="data", tokenizer=types.SimpleNamespace(save=lambda folder: None), source_tokenizer=None)
+    runs.start(workdir, config, config, prepared)
     line = {"workdir": str(workdir), "loss": None}
     assert finished(cloud, json.dumps(line | {"step": 50})) == (0, "")
     assert finished(cloud, json.dumps(line | {"step": 49}) + "\na line of another process\n")[0] == 75

@@ -13,11 +13,11 @@ X = ((RNG.normal(size=(3, 5, WIDTH)) + 0.5) * 10.0 ** RNG.integers(-3, 4, size=(
 SCALE, BIAS = (1 + RNG.normal(size=WIDTH)).astype(np.float32), RNG.normal(size=WIDTH).astype(np.float32)
 
 
-def oracle(x, kind, bias):
+def oracle(x, kind, bias, epsilon=1e-6):
     x = x.astype(np.float64)
     if kind == "layernorm":
         x = x - x.mean(-1, keepdims=True)
-    y = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * SCALE
+    y = x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * SCALE
     return y + BIAS if bias else y
 
 
@@ -26,6 +26,13 @@ def test_norm_is_numpys(kind, bias):
     params = {"scale": SCALE} | ({"bias": BIAS} if bias else {})
     y = Norm(kind, bias).apply({"params": params}, X)
     np.testing.assert_allclose(y, oracle(X, kind, bias), rtol=2e-6, atol=2e-6)  # sums of 24 in float32
+
+
+@pytest.mark.parametrize("epsilon", [1e-12, 1e-2])
+def test_what_is_added_to_the_variance_is_a_setting(epsilon):
+    x = X[np.abs(X).max(axis=-1) > 1e-2]  # the variance of what is smaller is lost in float32
+    y = Norm("layernorm", True, epsilon).apply({"params": {"scale": SCALE, "bias": BIAS}}, x)
+    np.testing.assert_allclose(y, oracle(x, "layernorm", True, epsilon), rtol=1e-5, atol=1e-5)
 
 
 def test_only_layernorm_has_a_bias_and_scales_start_at_one():

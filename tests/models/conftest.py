@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lm import config, models
+from lm.config.model_keys import RECURRENT
 from lm.layers import attention
 
 VOCAB, CONTEXT = 19, 24
@@ -28,7 +29,7 @@ def random_parameters(model, seed=0):
 @functools.cache
 def _make(name, vocab, context, settings):
     section = config.default().model
-    small = {"layers": 2, "width": 16} | ({} if name == "transformer" else {"unroll": 2})
+    small = {"layers": 2, "width": 16} | ({"unroll": 2} if name in RECURRENT else {})
     section.update(small | dict(settings), name=name)
     model = models.build(section, vocab, context)
     return model, random_parameters(model)

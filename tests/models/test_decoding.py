@@ -23,6 +23,8 @@ RECURRENT = {
 }
 CASES = [pytest.param("transformer", settings, id=f"transformer-{name}") for name, settings in VARIANTS.items()]
 CASES += [pytest.param("lstm", settings, id=f"lstm-{name}") for name, settings in RECURRENT.items()]
+CASES += [pytest.param("nplm", {"window": 3, "embedding_width": 6}, id="nplm"),
+          pytest.param("nplm", {"window": 1, "direct": False}, id="nplm bigram")]
 CASES += [pytest.param(name, RECURRENT["deep residual"], id=name) for name in ("rnn", "gru")]
 
 

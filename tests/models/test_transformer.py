@@ -17,7 +17,7 @@ def loss_and_gradient(model, train=False):
     noise = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(7), jnp.arange(len(SEGMENTS))) if train else None
 
     def loss(params, batch):
-        return causal.loss(model, params, batch, z_loss=1e-3, noise=noise)[0] / batch["weights"].sum()
+        return causal.Causal(None, None, 0, 0).loss(model, params, batch, z_loss=1e-3, noise=noise)[0] / batch["weights"].sum()
 
     return jax.jit(jax.value_and_grad(loss))
 

@@ -39,7 +39,7 @@ def expected_rows(documents, length):
 def test_batch_is_the_definition(seed, length):
     store, documents = random_store(seed)
     rows = count_rows(store.num_tokens, length)
-    batch = causal.build(read_rows(store, np.arange(rows) * length, length), BOS)
+    batch = causal.batch_of(read_rows(store, np.arange(rows) * length, length), BOS)
     expected = expected_rows(documents, length)
     assert len(expected) == rows
     for b, row in enumerate(expected):
@@ -55,7 +55,7 @@ def test_batch_is_the_definition(seed, length):
 
 def test_rows_beyond_the_store_are_padding_in_the_vocabulary():
     store, _ = random_store(0)
-    batch = causal.build(read_rows(store, np.array([store.num_tokens, store.num_tokens + 1000]), 7), BOS)
+    batch = causal.batch_of(read_rows(store, np.array([store.num_tokens, store.num_tokens + 1000]), 7), BOS)
     assert not batch["weights"].any()
     assert not batch["segments"].any()
     for name in ("tokens", "targets"):
@@ -84,6 +84,6 @@ def test_loss_is_the_weighed_sum_whatever_the_chunk():
     nats = normaliser - np.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
     np.testing.assert_allclose(causal.token_nats(model, model.params, batch), nats, rtol=1e-5, atol=1e-5)
     for chunk in (0, 2, 8, 100):
-        total, cross_entropy = causal.loss(model, model.params, batch, z_loss=0.1, chunk=chunk)
+        total, cross_entropy = causal.Causal(None, None, 8, 0).loss(model, model.params, batch, z_loss=0.1, chunk=chunk)
         np.testing.assert_allclose(cross_entropy, np.sum(batch["weights"] * nats), rtol=1e-6)
         np.testing.assert_allclose(total, np.sum(batch["weights"] * (nats + 0.1 * normaliser**2)), rtol=1e-6)

@@ -30,6 +30,10 @@ class Step(typing.NamedTuple):
     hlo: str
 
 
+# Batches are made here, without a tokenizer.
+OBJECTIVE = causal.Causal(None, None, CONTEXT, 0)
+
+
 def make_config(**overrides):
     """A config as keyword arguments, with __ for the dot: four layers of a Transformer or two of a recurrent model."""
     base = {"model.width": 16, "data.context": CONTEXT, "data.global_batch": ROWS, "mesh.replica": 1, "train.ema": 0.9}
@@ -83,8 +87,8 @@ def run_step(items: tuple, devices: int) -> Step:
                                jax.eval_shape(optimizer.init, params))
         state = jax.device_put(TrainState(np.int32(0), params, moments, params), lay.state)
         batch = jax.device_put(random_batch(), batch_sharding(mesh))
-        function = jax.jit(lambda state, batch: train_step(state, batch, model=model, optimizer=optimizer, learning_rate=lambda _: 1e-3,
-                                                           config=config, shardings=lay),
+        function = jax.jit(lambda state, batch: train_step(state, batch, model=model, objective=OBJECTIVE, optimizer=optimizer,
+                                                           learning_rate=lambda _: 1e-3, config=config, shardings=lay),
                            out_shardings=(lay.state, replicated(mesh)), donate_argnums=0)
         traced = function.trace(state, batch)
         lowered = traced.lower()

@@ -22,9 +22,9 @@ import numpy as np
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from lm.data import prepare, sources, tokenizers  # noqa: E402
+from lm.data import feed, prepare, sources, tokenizers  # noqa: E402
+from lm.objectives import base  # noqa: E402
 from lm.parallel import launch, processes  # noqa: E402, F401 - imported before the fork, for all
-from lm.train import job as jobs  # noqa: E402
 from lm.train import loop  # noqa: E402
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -54,7 +54,7 @@ class Feed(loop.Feed):
             yield step, batch
 
 
-class Data(jobs.TrainingData):
+class Data(feed.TrainingData):
     """Gives one batch weights that are not numbers."""
 
     def batch(self, step, build, part=slice(None)):
@@ -85,7 +85,7 @@ def run(request):
     os.environ.update(request["environment"])
     _obey_permissions()
     libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: when this launcher ends, so do its processes
-    loop.Feed, jobs.TrainingData = Feed, Data
+    loop.Feed, base.TrainingData = Feed, Data
     if "SLOW" in os.environ:
         sources.SHARD_BYTES, prepare.ByteTokenizer = 700, SlowBytes
     sys.argv = [str(ROOT / "scripts" / "train.py"), *request["arguments"]]

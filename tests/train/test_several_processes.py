@@ -158,7 +158,7 @@ def test_two_processes_have_the_losses_of_one_and_one_of_them_writes(two, one):
 def test_two_processes_see_the_same_batches_bit_for_bit(folder, two):
     job = set_up(tiny(folder), folder / "unused")
     for step in range(6):
-        assert_parts_of(job.data.batch(step, job.build), folder, step)
+        assert_parts_of(job.batch(step), folder, step)
 
 
 def assert_parts_of(whole, folder, step):

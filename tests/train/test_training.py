@@ -17,6 +17,7 @@ import pytest
 from lm import config as configs
 from lm.errors import ConfigError, NonFiniteError
 from lm.metrics.writers import read_lines
+from lm.objectives.causal import Causal
 from lm.parallel import make_mesh
 from lm.run import open_run
 from lm.train import job as jobs
@@ -144,12 +145,12 @@ def test_every_mesh_gives_the_losses_of_one_device(tiny, tmp_path, monkeypatch, 
 def test_accumulation_is_exact_under_uneven_weights(tiny, tmp_path, monkeypatch, count):
     one_device(monkeypatch)
     job = set_up(tiny(), tmp_path)
-    batch = job.data.batch(0, job.build)
+    batch = job.batch(0)
     batch["weights"] = np.random.default_rng(0).random(batch["weights"].shape, np.float32) * (np.arange(8)[:, None] % 3)
     params = job.model.init(jax.random.key(0))
 
     def gradients_by(config):
-        return jax.jit(lambda params, batch: gradients(job.model, params, batch, row_noise(1, 0, 8), config))(params, batch)
+        return jax.jit(lambda params, batch: gradients(job.model, job.objective, params, batch, row_noise(1, 0, 8), config))(params, batch)
 
     whole, parts = gradients_by(tiny()), gradients_by(tiny(train__accumulate=count))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
@@ -182,17 +183,17 @@ def test_the_running_mean_of_the_weights_follows_its_definition(tiny, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_documents_and_keeps_the_good_checkpoint(tiny, tmp_path, monkeypatch):
-    poisoned = jobs.Job.build
+    poisoned = Causal.build
 
-    def poison(self, rows):
-        batch = poisoned(self, rows)
+    def poison(self, rows, examples):
+        batch = poisoned(self, rows, examples)
         poison.calls += 1
         if poison.calls == 6:  # the first call only gives the shapes
             batch["weights"] = batch["weights"] * np.float32(np.nan)
         return batch
 
     poison.calls = 0
-    monkeypatch.setattr(jobs.Job, "build", poison)
+    monkeypatch.setattr(Causal, "build", poison)
     config = tiny(checkpoint__every=2, train__steps=20)
     with pytest.raises(NonFiniteError) as caught:
         train(config, tmp_path)
@@ -206,17 +207,17 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_documents_and_keeps_the_g
 
 
 def test_skipping_leaves_the_state_alone_and_counts(tiny, tmp_path, monkeypatch):
-    build = jobs.Job.build
+    build = Causal.build
 
-    def poison(self, rows):
-        batch = build(self, rows)
+    def poison(self, rows, examples):
+        batch = build(self, rows, examples)
         poison.calls += 1
         if poison.calls == 4:
             batch["weights"] = batch["weights"] * np.float32(np.nan)
         return batch
 
     poison.calls = 0
-    monkeypatch.setattr(jobs.Job, "build", poison)
+    monkeypatch.setattr(Causal, "build", poison)
     train(tiny(train__nonfinite="skip", eval__split="none"), tmp_path)
     rows = lines(tmp_path)
     assert [row["skipped"] for row in rows] == [0, 0, 1, 1, 1, 1]

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import config, evaluate, models
+from lm import config, models
 from lm.data.store import TokenStore
 from lm.data.tokenizers import ByteTokenizer
 from lm.errors import DataError
-from lm.evaluate import Evaluator
+from lm.evaluate import likelihood
+from lm.evaluate.likelihood import Evaluator
 from lm.parallel import AXES, make_mesh, replicated
 
 TOKENIZER = ByteTokenizer()
@@ -130,7 +131,7 @@ def test_max_tokens_evaluates_whole_documents():
     bigram = Bigram()
     sizes = [len(text.encode()) + 1 for text in TEXTS]  # 10, 3, 1, 28, ...
     for max_tokens, documents in ((1, 1), (10, 1), (11, 2), (14, 3), (15, 4), (10_000, 6), (0, 6)):
-        assert evaluate.whole_documents(STORE, max_tokens) == documents
+        assert likelihood.whole_documents(STORE, max_tokens) == documents
     part, alone = run(bigram, bigram.params, max_tokens=11), run(bigram, bigram.params, [store_of(TEXTS[:2])])
     assert (part["tokens"], part["bytes"], part["documents"]) == (sum(sizes[:2]), sum(sizes[:2]) - 2, 2)
     assert {**part, "loss_by_position": 0} == pytest.approx({**alone, "loss_by_position": 0}, rel=1e-6)
@@ -139,7 +140,7 @@ def test_max_tokens_evaluates_whole_documents():
 def test_an_empty_store_is_an_error():
     empty = TokenStore(lambda starts, stops: [], np.zeros(1, np.int64), np.zeros(0, np.int64), list)
     with pytest.raises(DataError, match="no text to evaluate"):
-        evaluate.whole_documents(empty, 0)
+        likelihood.whole_documents(empty, 0)
 
 
 def test_standard_error_is_that_of_a_ratio_of_sums():
@@ -148,18 +149,18 @@ def test_standard_error_is_that_of_a_ratio_of_sums():
     n = 400
     sizes = rng.integers(50, 500, n).astype(float)
     nats = sizes * rng.normal(1.0, 0.1, n)
-    result = evaluate.summary(nats, sizes, np.array([nats.sum()]), np.array([1000]))
+    result = likelihood.summary(nats, sizes, np.array([nats.sum()]), np.array([1000]))
     ratio = nats.sum() / np.log(2) / sizes.sum()
     variance = np.sum((nats / np.log(2) - ratio * sizes) ** 2) / (n - 1) / n / sizes.mean() ** 2
     assert result["stderr"] == pytest.approx(np.sqrt(variance), rel=1e-12)
     left_out = (nats.sum() - nats) / np.log(2) / (sizes.sum() - sizes)
     jackknife = np.sqrt((n - 1) / n * np.sum((left_out - left_out.mean()) ** 2))
     assert result["stderr"] == pytest.approx(jackknife, rel=0.02)
-    assert evaluate.summary(nats[:1], sizes[:1], np.ones(1), np.ones(1, int))["stderr"] is None
+    assert likelihood.summary(nats[:1], sizes[:1], np.ones(1), np.ones(1, int))["stderr"] is None
 
 
 def test_octaves_are_means_over_all_their_tokens():
     nats, counts = np.array([1.0, 2.0, 3.0, 0.0, 5.0, 6.0]), np.array([4, 1, 3, 0, 2, 2])
-    assert evaluate.by_octave(nats, counts) == {"1": 0.25, "2-3": 5 / 4, "4-6": 11 / 4}
-    assert evaluate.by_octave(nats[:4], counts[:4]) == {"1": 0.25, "2-3": 5 / 4}  # no token at position 4
-    assert evaluate.by_octave(np.arange(8.0), np.ones(8, int)) == {"1": 0.0, "2-3": 1.5, "4-7": 4.5, "8": 7.0}
+    assert likelihood.by_octave(nats, counts) == {"1": 0.25, "2-3": 5 / 4, "4-6": 11 / 4}
+    assert likelihood.by_octave(nats[:4], counts[:4]) == {"1": 0.25, "2-3": 5 / 4}  # no token at position 4
+    assert likelihood.by_octave(np.arange(8.0), np.ones(8, int)) == {"1": 0.0, "2-3": 1.5, "4-7": 4.5, "8": 7.0}

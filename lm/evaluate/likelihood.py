@@ -1,11 +1,10 @@
-"""Evaluation of a model on a split: every token scored exactly once, sums kept on the host in float64, divided once.
+"""The likelihood of a split: every token scored exactly once, sums kept on the host in float64, divided once.
 
 A window is `context` tokens of which the last `stride` are scored; the rest is context. Bits per byte are total bits over
 the raw UTF-8 bytes of the text, so that tokenizers compare; the end of each document is scored and its cost included.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterator
 
@@ -13,14 +12,12 @@ import jax
 import numpy as np
 
 from lm.data.packing import Rows, read_rows
-from lm.data.prepare import prepare
-from lm.data.sources import open_source
 from lm.data.store import TokenStore
-from lm.errors import ConfigError, DataError
+from lm.errors import DataError
+from lm.models import CountedModel
 from lm.objectives import causal
-from lm.parallel import AXES, Layout, batch_sharding, make_mesh, replicated
+from lm.parallel import Layout, batch_sharding, replicated
 from lm.parallel.layout import row_multiple
-from lm.run import Run, open_run
 
 
 @dataclasses.dataclass
@@ -39,6 +36,12 @@ class Sums:
         self.count_by_position += np.bincount(rows.positions[rows.scored], minlength=len(self.by_position))
 
 
+def headline(result: dict) -> str:
+    """What a person wants to see first of `summary`."""
+    error = "" if result["stderr"] is None else f" +- {result['stderr']:.4f}"
+    return f"{result['bits_per_byte']:.4f}{error} bits per byte, {result['nats_per_token']:.4f} nats per token"
+
+
 class Evaluator:
     """A compiled scoring function for one model, mesh and batch shape."""
 
@@ -49,8 +52,10 @@ class Evaluator:
         self.batch = -(-batch // multiple) * multiple
         self.context, self.stride, self.bos_id = context, stride or context, bos_id
         self._sharding = batch_sharding(mesh)
-        self._score = jax.jit(lambda params, batch: causal.token_nats(model, params, batch, loss_chunk),
-                              in_shardings=(param_shardings, self._sharding), out_shardings=replicated(mesh))
+        self._counted = isinstance(model, CountedModel)
+        self._score = model.token_nats if self._counted else jax.jit(
+            lambda params, batch: causal.token_nats(model, params, batch, loss_chunk),
+            in_shardings=(param_shardings, self._sharding), out_shardings=replicated(mesh))
 
     def rows(self, store: TokenStore, stop: int) -> Iterator[Rows]:
         """Windows that score the first `stop` tokens of a store; the last batch is filled with padding."""
@@ -70,9 +75,8 @@ class Evaluator:
             documents = whole_documents(store, max_tokens)
             sums = Sums(np.zeros(documents), np.zeros(self.context), np.zeros(self.context, np.int64))
             for rows in self.rows(store, int(store.offsets[documents])):
-                batch = causal.build(rows, self.bos_id)
-                put = {key: jax.make_array_from_callback(value.shape, self._sharding, value.__getitem__) for key, value in batch.items()}
-                sums.add(rows, np.asarray(self._score(params, put)))
+                batch = causal.batch_of(rows, self.bos_id)
+                sums.add(rows, np.asarray(self._score(params, batch if self._counted else on_devices(batch, self._sharding))))
                 beat()
             totals.append((store, documents, sums))
         return self._summary(totals)
@@ -83,6 +87,11 @@ class Evaluator:
         by_position = sum(sums.by_position for _, _, sums in totals)
         counts = sum(sums.count_by_position for _, _, sums in totals)
         return summary(nats, sizes, by_position, counts) | {"context": self.context, "stride": self.stride}
+
+
+def on_devices(batch: dict[str, np.ndarray], sharding) -> dict[str, jax.Array]:
+    """A batch that every process has made whole, laid out over the devices."""
+    return {key: jax.make_array_from_callback(value.shape, sharding, value.__getitem__) for key, value in batch.items()}
 
 
 def whole_documents(store: TokenStore, max_tokens: int) -> int:
@@ -128,34 +137,3 @@ def by_octave(by_position: np.ndarray, counts: np.ndarray) -> dict[str, float]:
             result[f"{first}-{last}" if last > first else f"{first}"] = float(by_position[first - 1 : last].sum() / count)
         first *= 2
     return result
-
-
-def evaluate_run(workdir, step: int | None = None, split: str = "validation", data: str | None = None, batch: int | None = None,
-                 stride: int | None = None) -> dict:
-    """The evaluation of a run's checkpoint (default: the latest) on a split of its data, or on another source, over all local devices."""
-    run = open_run(workdir)
-    if batch is not None and batch < 1:
-        raise ConfigError(f"batch={batch} is not allowed: it must be at least 1")
-    if stride is not None and not 1 <= stride <= run.config.data.context:
-        raise ConfigError(f"stride={stride} is not allowed: it must be from 1 to data.context={run.config.data.context}")
-    stores = _other_stores(run, data) if data else _split_stores(run, split)
-    mesh = make_mesh(dict.fromkeys(AXES, 1) | {"replica": -1})
-    params, step = run.parameters(jax.tree.map(lambda _: replicated(mesh), run.abstract_parameters()), step)
-    config = run.config
-    batch = batch or config.eval.batch or config.data.global_batch
-    stride = stride or config.eval.stride
-    evaluator = Evaluator(run.model, mesh, run.tokenizer.bos_id, config.data.context, batch, stride, replicated(mesh),
-                          loss_chunk=config.train.loss_chunk)
-    with jax.set_mesh(mesh):
-        return {"step": step, **evaluator(params, stores), "split": None if data else split, "data": data}
-
-
-def _split_stores(run: Run, split: str) -> list[TokenStore]:
-    prepared = prepare(run.config.data, run.config.data.tokenizer_seed, progress=True)
-    if prepared.fingerprint != json.loads((run.workdir / "config.json").read_text())["data"]:
-        raise DataError(f"the data of {run.workdir} has changed since it was trained: restore it, or use --data=FILE")
-    return prepared.split_stores(split)
-
-
-def _other_stores(run: Run, data: str) -> list[TokenStore]:
-    return [TokenStore.from_documents(open_source(data, run.config.data).documents(), run.tokenizer)]

@@ -1,0 +1,22 @@
+"""A hidden Markov model of 128 classes, trained by stepwise EM (Liang and Klein 2009)."""
+
+from lm.config import default
+
+
+def get_config():
+    """The config."""
+    config = default()
+    config.model.name = "hmm"
+    config.model.width = 128
+    config.data.source = "sotu"
+    config.data.vocab_size = 4096
+    config.data.context = 256
+    config.data.global_batch = 16
+    config.train.steps = 160
+    config.optim.name = "em"
+    config.optim.learning_rate = 1.0
+    config.optim.schedule = "constant"
+    config.optim.clip = 0.0
+    config.checkpoint.every = 0
+    config.eval.every = 0
+    return config

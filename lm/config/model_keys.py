@@ -1,0 +1,94 @@
+"""The keys of the model: each family reads those that name it."""
+
+from lm.config.key import Key, free
+
+TRANSFORMERS = ("transformer",)
+RECURRENT = ("rnn", "lstm", "gru")
+SEQ2SEQ = ("seq2seq",)
+ENCODER_DECODER = ("encoder_decoder",)
+ENCODERS = ("encoder", "electra")
+NPLM, HMM, NGRAM, WORD2VEC, GLOVE, VAE = ("nplm",), ("hmm",), ("ngram",), ("word2vec",), ("glove",), ("vae",)
+FAMILIES = TRANSFORMERS + RECURRENT + NPLM + HMM + NGRAM + SEQ2SEQ + ENCODER_DECODER + ENCODERS + WORD2VEC + GLOVE + VAE
+# Tensors of a Transformer's layer that model.remat_save and model.remat_offload may name, in their order.
+REMAT_NAMES = ("query", "key", "value", "attention", "attention_output", "ff_gate", "ff_up", "ff_hidden", "ff_output")
+
+
+def _transformer(default, doc, **options):
+    return Key(default, doc, families=TRANSFORMERS + ENCODERS + ENCODER_DECODER, **options)
+
+
+def _recurrent(default, doc, **options):
+    return Key(default, doc, families=RECURRENT, **options)
+
+
+MODEL = {
+    "model.name": Key("transformer", "Model family.", choices=FAMILIES),
+    "model.layers": Key(4, "Number of layers L.", minimum=1),
+    "model.width": Key(256, "Width D of the residual stream, or of the recurrent state, in units.", minimum=1),
+    "model.dropout": Key(0.0, "Probability of dropping a unit, on embeddings and on each layer's output.", minimum=0.0, maximum=0.95),
+    "model.tie_embeddings": Key(True, "Use the input embedding as output matrix."),
+    "model.dtype": Key("float32", "Type of activations and matrix products; parameters and losses stay float32.",
+                       choices=("float32", "bfloat16")),
+    "model.norm": Key("rmsnorm", "Normalisation before each layer; recurrent models use it only with layer_norm.",
+                      choices=("rmsnorm", "layernorm")),
+    "model.remat": free("none", "What to recompute backward: nothing, whole layers, all but matrix products, or all but named tensors.",
+                         choices=("none", "full", "dots", "names")),
+    "model.heads": _transformer(4, "Query heads H.", minimum=1),
+    "model.kv_heads": _transformer(0, "Key and value heads K; 0 is as many as query heads.", minimum=0),
+    "model.head_width": _transformer(0, "Width Dh of a head, in units; 0 is width / heads.", minimum=0),
+    "model.ff_width": _transformer(0, "Feed-forward width F, in units; 0 is 4 x width, for swiglu and geglu 8/3 x width rounded up to 64.",
+                                   minimum=0),
+    "model.activation": _transformer("gelu", "Feed-forward non-linearity.",
+                                     choices=("gelu", "gelu_erf", "relu", "relu2", "swiglu", "geglu")),
+    "model.positions": _transformer("rope", "How tokens know their position; relative is T5's buckets of distances.",
+                                    choices=("rope", "learned", "sinusoidal", "relative")),
+    "model.rope_base": _transformer(10000.0, "Base of the rotary wavelengths.", above=1.0),
+    "model.qk_norm": _transformer(False, "Normalise queries and keys per head (RMSNorm) before the rotation."),
+    "model.bias": _transformer(False, "Biases in dense layers and LayerNorm."),
+    "model.norm_position": _transformer("pre", "Normalise the input of each layer's parts (pre), or each sum after them (post).",
+                                        choices=("pre", "post")),
+    "model.norm_eps": _transformer(1e-6, "Added to the variance in the layers' norms.", above=0.0),
+    "model.scale_attention": _transformer(True, "Divide the logits of attention by the root of the head width; T5 does not."),
+    "model.scan_layers": _transformer(True, "Compile one layer and scan over the stack, instead of L copies."),
+    "model.remat_save": _transformer((), "With remat=names: tensors of a layer to keep on the device.", kind="strings", resume="free"),
+    "model.remat_offload": _transformer((), "With remat=names: tensors of a layer to keep in the memory of the host.", kind="strings",
+                                        resume="free"),
+    "model.token_types": Key(2, "Kinds of tokens that have an embedding each (BERT: first and second part); 0 is none.", minimum=0,
+                             families=ENCODERS),
+    "model.pooler": Key(False, "A dense layer with tanh on the first token, for tasks on whole rows; next_sentence has it anyway.",
+                        families=("encoder",)),
+    "model.next_sentence": Key(False, "An output that says whether the second part of a row follows the first.", families=("encoder",)),
+    "model.generator_share": Key(0.25, "Size of ELECTRA's generator: heads, width and feed-forward width as a share of model's.", above=0.0,
+                                 maximum=1.0, families=("electra",)),
+    "model.encoder_layers": Key(0, "Layers of the encoder; 0 is as many as the decoder has.", minimum=0, families=ENCODER_DECODER),
+    "model.share_embeddings": Key(False, "One embedding for source and target tokens.", families=ENCODER_DECODER),
+    "model.scale_logits": Key(False, "Divide logits by the root of width, for embeddings that start with deviation 1 (T5 1.0).",
+                              families=ENCODER_DECODER),
+    "model.relative_buckets": Key(32, "With positions=relative: buckets of distances.", minimum=4, families=ENCODER_DECODER),
+    "model.relative_distance": Key(128, "With positions=relative: distance in tokens from which on all share a bucket.", minimum=2,
+                                   families=ENCODER_DECODER),
+    "model.embedding_width": Key(0, "Width of the embedding, in units; 0 is width.", minimum=0,
+                                 families=RECURRENT + SEQ2SEQ + NPLM + ENCODERS + VAE),
+    "model.residual": Key(False, "Add each layer's input to its output (from the second layer on).", families=RECURRENT + SEQ2SEQ),
+    "model.layer_norm": _recurrent(False, "Normalise the input of each layer and the last output."),
+    "model.variational_dropout": _recurrent(False, "One dropout mask for all times of a row (Gal and Ghahramani 2016)."),
+    "model.unroll": Key(1, "Time steps unrolled in the body of the scan.", minimum=1, resume="free",
+                        families=RECURRENT + SEQ2SEQ + VAE),
+    "model.window": Key(4, "Tokens before the next one that the model sees.", minimum=1, families=NPLM),
+    "model.direct": Key(True, "Connect the embeddings of the window with the output, beside the hidden layer.", families=NPLM),
+    "model.cell": Key("lstm", "Cell of encoder and decoder.", choices=RECURRENT, families=SEQ2SEQ + VAE),
+    "model.attention": Key("bahdanau", "How the decoder reads the source: its last state alone, additive attention before each step, or "
+                                       "multiplicative (general, dot) after the layers.",
+                           choices=("none", "bahdanau", "luong", "luong_dot"), families=SEQ2SEQ),
+    "model.bidirectional": Key(True, "The encoder reads both ways.", families=SEQ2SEQ),
+    "model.reverse_source": Key(False, "The encoder reads from the last token to the first (Sutskever et al. 2014).", families=SEQ2SEQ),
+    "model.order": Key(5, "Longest n-gram n, which sees n - 1 tokens.", minimum=1, maximum=7, families=NGRAM),
+    "model.smoothing": Key("kneser_ney", "How probabilities come from counts: interpolated modified Kneser-Ney, Katz's back-off with "
+                                         "Good-Turing discounts, or k added to every count of the highest order.",
+                           choices=("kneser_ney", "katz", "add_k"), families=NGRAM),
+    "model.add_k": Key(1.0, "With smoothing=add_k: what is added to every count.", above=0.0, families=NGRAM),
+    "model.prune": Key((), "Least counts that n-grams of the highest orders need to be kept, the highest order's last; they must not fall.",
+                       kind="floats", families=NGRAM),
+    "model.classes": Key(128, "Hidden classes K.", minimum=1, families=HMM),
+    "model.latent_width": Key(32, "Width Z of a sentence's code, in units.", minimum=1, families=VAE),
+}

@@ -1,0 +1,106 @@
+"""Evaluation: what each objective can honestly report of a model, on a split of its data or on other text."""
+
+import json
+
+import jax
+
+from lm.data.buckets import bucket_lengths
+from lm.data.pairs import PairStore
+from lm.data.prepare import prepare
+from lm.data.sources import open_source
+from lm.data.store import TokenStore
+from lm.errors import ConfigError, DataError
+from lm.evaluate import denoising, likelihood, lower_bound, translation
+from lm.parallel import AXES, Layout, make_mesh, replicated
+from lm.run import Run, open_run
+
+__all__ = ["MEASURES", "evaluate_run", "headline", "make"]
+
+
+def _likelihood(config, objective, model, mesh, shardings, layout, batch, stride):
+    return likelihood.Evaluator(model, mesh, objective.tokenizer.bos_id, config.data.context, batch, stride, shardings, layout,
+                                config.train.loss_chunk)
+
+
+def _translation(config, objective, model, mesh, shardings, layout, batch, stride):
+    lengths = bucket_lengths(tuple(config.data.buckets), config.data.context)
+    return translation.Evaluator(objective, model, mesh, lengths, batch, shardings, layout, config.train.loss_chunk)
+
+
+def _lower_bound(config, objective, model, mesh, shardings, layout, batch, stride):
+    return lower_bound.Evaluator(objective, model, mesh, batch, shardings, layout, config.train.loss_chunk)
+
+
+def _corrupted(kind):
+    def build(config, objective, model, mesh, shardings, layout, batch, stride):
+        return kind(objective, model, mesh, batch, shardings, layout, config.train.loss_chunk, config.eval.pseudo_tokens)
+
+    return build, kind.headline
+
+
+# By an objective's `measure`: what makes an evaluator, called as (params, stores, max_tokens, beat) -> dict, and its first line.
+MEASURES = {
+    "likelihood": (_likelihood, likelihood.headline),
+    "translation": (_translation, likelihood.headline),
+    "vae": (_lower_bound, lower_bound.headline),
+    "loss": _corrupted(denoising.Corrupted),
+    "words": _corrupted(denoising.Corrupted),
+    "masked": _corrupted(denoising.MaskedText),
+    "replaced": _corrupted(denoising.ReplacedTokens),
+}
+
+
+def make(config, objective, model, mesh, shardings=None, layout: Layout = Layout(), batch: int | None = None,  # noqa: B008 - it is immutable
+         stride: int | None = None):
+    """The evaluator of a run's objective; `shardings` are where the parameters lie, batch and stride are eval.batch and eval.stride."""
+    if not objective.scores_text:
+        raise ConfigError(f"objective.name={config.objective.name} has nothing to say of other text: set eval.split=none, and ask "
+                          "scripts/words.py what its vectors know")
+    build, _ = MEASURES[objective.measure]
+    batch = batch or config.eval.batch or config.data.global_batch
+    return build(config, objective, model, mesh, shardings, layout, batch, stride or config.eval.stride)
+
+
+def headline(objective, result: dict) -> str:
+    """An evaluation in a few words."""
+    return MEASURES[objective.measure][1](result)
+
+
+def evaluate_run(workdir, step: int | None = None, split: str = "validation", data: str | None = None, batch: int | None = None,
+                 stride: int | None = None, pseudo_tokens: int | None = None) -> dict:
+    """The evaluation of a run's checkpoint (default: the latest) on a split of its data, or on another source, over all local devices.
+
+    `batch`, `stride` and `pseudo_tokens` are by default those of the run's eval section.
+    """
+    run = open_run(workdir)
+    if pseudo_tokens is not None:
+        run.config.eval.pseudo_tokens = pseudo_tokens
+    if batch is not None and batch < 1:
+        raise ConfigError(f"batch={batch} is not allowed: it must be at least 1")
+    if stride is not None and not 1 <= stride <= run.config.data.context:
+        raise ConfigError(f"stride={stride} is not allowed: it must be from 1 to data.context={run.config.data.context}")
+    stores = _other_stores(run, data) if data else _split_stores(run, split)
+    mesh = make_mesh(dict.fromkeys(AXES, 1) | {"replica": -1})
+    params, step = run.parameters(replicated(mesh), step)
+    config = run.config
+    evaluator = make(config, run.objective, run.model, mesh, replicated(mesh), batch=batch, stride=stride)
+    with jax.set_mesh(mesh):
+        return {"step": step, **evaluator(params, stores), "split": None if data else split, "data": data}
+
+
+def _split_stores(run: Run, split: str) -> list[TokenStore]:
+    prepared = prepare(run.config.data, run.config.data.tokenizer_seed, progress=True)
+    if prepared.fingerprint != json.loads((run.workdir / "config.json").read_text())["data"]:
+        raise DataError(f"the data of {run.workdir} has changed since it was trained: restore it, or use --data=FILE")
+    return run.objective.stores(prepared, split)
+
+
+def _other_stores(run: Run, data: str) -> list:
+    source = open_source(data, run.config.data)
+    pairs = run.objective.measure == "translation"
+    if source.paired != pairs:
+        raise ConfigError(f"{data} holds {'pairs' if source.paired else 'texts'}, and {run.workdir} was trained on "
+                          f"{'pairs: give pairs:FILE' if pairs else 'texts'}")
+    if pairs:
+        return [PairStore.from_documents(source.documents(), run.objective.source_tokenizer, run.tokenizer)]
+    return [TokenStore.from_documents(source.documents(), run.tokenizer)]

@@ -1,0 +1,1 @@
+"""What other libraries made, read and written as this one has it."""

@@ -1,0 +1,235 @@
+"""Bidirectional encoder: BERT (Devlin et al. 2019), for masked-token and next-sentence prediction and as a start for other tasks."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lm.layers.attention import Mask, causal_mask, segment_mask
+from lm.layers.cross_attention import Source
+from lm.layers.dense import Embedding, Kernel, dropout, project
+from lm.layers.feedforward import PLAIN
+from lm.layers.norms import Norm
+from lm.layers.positions import rotary_angles
+from lm.layers.relative import RelativeBias
+from lm.models import transformer
+from lm.models.base import Model, Sizes
+from lm.parallel import Layout, constrain, gathered
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """Shape of an encoder: its layers, its embeddings (width E) and what it is read by."""
+
+    block: transformer.Spec
+    embedding_width: int
+    types: int
+    pooler: bool
+    next_sentence: bool
+    masked_head: bool = True  # False: `apply` gives hidden states, and nothing predicts tokens
+
+
+class Stack(nn.Module):
+    """[B, T, D] to [B, T, D] through all layers and the last norm. Tokens see their whole segment; their past alone with `causal`.
+
+    With model.positions=relative the layers share one table of `buckets` buckets up to `distance` tokens.
+    """
+
+    spec: transformer.Spec
+    causal: bool = False
+    buckets: int = 0
+    distance: int = 0
+
+    @nn.compact
+    def __call__(self, x, segments, positions, noise=None, source: Source | None = None):
+        s, length = self.spec, x.shape[1]
+        angles = rotary_angles(positions, s.head_width, s.rope_base) if s.positions == "rope" else None
+        bias = relative_bias(self, name="relative").square(length) if s.positions == "relative" else None
+        if self.causal:  # without an addition, attention's own way to the causal mask is faster
+            mask = None if bias is None else Mask(causal_mask(segments, 0, length), bias)
+        else:
+            mask = Mask(segment_mask(segments, segments), bias)
+        x = transformer.all_layers(s, x, (segments, angles, noise, mask, source), self.is_initializing())
+        return s.make_norm("final_norm")(x) if s.norm_position == "pre" else x
+
+
+def relative_bias(stack: Stack, name: str | None = None) -> RelativeBias:
+    """The table of a stack."""
+    return RelativeBias(stack.spec.heads, not stack.causal, stack.buckets, stack.distance, name=name)
+
+
+class Inputs(nn.Module):
+    """[B, T, E]: the normalised sum of what tokens, positions and types are embedded as."""
+
+    spec: Spec
+
+    @nn.compact
+    def __call__(self, batch):
+        s, block = self.spec, self.spec.block
+        x = Embedding(block.vocab_size, s.embedding_width, name="tokens")(batch["tokens"], block.dtype)
+        if block.positions == "learned":
+            x = x + Embedding(block.context, s.embedding_width, ("positions", "width"), name="positions")(batch["positions"], block.dtype)
+        if s.types:
+            x = x + Embedding(s.types, s.embedding_width, ("positions", "width"), name="types")(batch["types"], block.dtype)
+        return block.make_norm("norm")(x)
+
+
+class Body(nn.Module):
+    """Embeddings [B, T, E] to hidden states [B, T, D]; `number` tells the dropouts of several bodies apart."""
+
+    spec: Spec
+    number: int = 0
+
+    @nn.compact
+    def __call__(self, x, batch, noise=None):
+        s = self.spec.block
+        noise = jax.vmap(lambda key: jax.random.fold_in(key, self.number))(noise) if noise is not None and self.number else noise
+        x = dropout(x, s.dropout, noise, 0)
+        if self.spec.embedding_width != s.width:
+            projection = Kernel(s.width, ("cell", "width"), bias=s.bias, name="projection")(x.shape[-1], x.dtype)
+            (x,) = project(x, [projection], "batch", "time", "act_width")
+            x = constrain(x, "batch", "residual_time", "act_width")
+        return Stack(s, name="stack")(x, batch["segments"], batch["positions"], noise)
+
+
+def dense(x, width: int, spec: transformer.Spec, name: str):
+    """x [B, T, N] through a dense layer [B, T, width], always with a bias: a head's, not a layer's."""
+    (y,) = project(x, [Kernel(width, ("width", "cell"), bias=True, name=name)(x.shape[-1], x.dtype)], "batch", "time", "act_width")
+    return constrain(y, "batch", "residual_time", "act_width")
+
+
+class MaskedHead(nn.Module):
+    """[B, T, D] to [B, T, E + 1], whose products with the embedding and, by the last column of ones, the output's bias are logits."""
+
+    spec: Spec
+
+    @nn.compact
+    def __call__(self, x):
+        s, block = self.spec, self.spec.block
+        x = PLAIN[head_activation(block)](dense(x, s.embedding_width, block, "transform"))
+        x = Norm("layernorm", True, block.norm_eps, name="norm")(x)
+        self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",)), (block.vocab_size,), jnp.float32)
+        return jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1)
+
+
+def head_activation(block: transformer.Spec) -> str:
+    """The non-linearity of the heads: that of the layers where it is a plain one."""
+    return block.activation if block.activation in PLAIN else "gelu"
+
+
+def output_matrix(inputs, masked) -> jax.Array:
+    """[E + 1, V] in float32 of the parameters of `Inputs` and `MaskedHead`: the tied embedding, and the bias as the last row."""
+    table = gathered(inputs["tokens"]["embedding"], "vocab", "width").T
+    return jnp.concatenate([table, gathered(masked["bias"], "vocab")[None]])
+
+
+class Encoder(nn.Module):
+    """Tokens to hidden states, and the heads that read them."""
+
+    spec: Spec
+
+    def setup(self):
+        s, block = self.spec, self.spec.block
+        self.inputs, self.body = Inputs(s), Body(s)
+        if s.masked_head:
+            self.masked = MaskedHead(s)
+        if s.pooler:
+            self.pooler = Kernel(block.width, ("width", "cell"), bias=True)
+        if s.next_sentence:
+            self.next_sentence = Kernel(2, ("width", None), bias=True)
+
+    def __call__(self, batch, noise=None):
+        x = self.encode(batch, noise)
+        if self.is_initializing() and self.spec.pooler:
+            pooled = self.pool(x)
+            if self.spec.next_sentence:
+                self.follows(pooled)
+        return self.masked(x) if self.spec.masked_head else x
+
+    def encode(self, batch, noise=None):
+        """[B, T, D]."""
+        return self.body(self.inputs(batch), batch, noise)
+
+    def predict(self, encoded):
+        """[B, T, E + 1] of hidden states [B, T, D]; see `MaskedHead`."""
+        return self.masked(encoded)
+
+    def pool(self, encoded):
+        """[B, D] in float32."""
+        return jnp.tanh(_affine(encoded[:, 0], self.pooler))
+
+    def follows(self, pooled):
+        """[B, 2] in float32."""
+        return _affine(pooled, self.next_sentence)
+
+
+def _affine(x, kernel: Kernel):
+    """x [B, N] times a matrix plus its bias, in float32."""
+    matrix = kernel(x.shape[-1], jnp.float32)
+    return x.astype(jnp.float32) @ gathered(matrix.kernel, *matrix.axes) + matrix.bias
+
+
+class EncoderModel(Model):
+    """The interface of `Model` for an encoder. Batches have `types` [B, T] beside the usual keys, where there are token types.
+
+    `apply` gives what predicts masked tokens, [B, T, E + 1]; `unembedding` fits it.
+    """
+
+    @property
+    def spec(self) -> Spec:
+        """The module's shape."""
+        return self.module.spec
+
+    def example(self) -> dict:
+        """The smallest batch that shows the module's parameters."""
+        batch = super().example()
+        return batch | {"types": batch["tokens"]} if self.spec.types else batch
+
+    def encode(self, params, batch: dict, noise: jax.Array | None = None) -> jax.Array:
+        """Hidden states [B, T, D] in the compute type."""
+        return self.module.apply({"params": params}, batch, noise, method="encode")
+
+    def predict(self, params, encoded) -> jax.Array:
+        """What `apply` gives, [B, T, E + 1], of hidden states [B, T, D]: of some tokens alone, if only their logits are wanted."""
+        return self.module.apply({"params": params}, encoded, method="predict")
+
+    def pool(self, params, encoded) -> jax.Array:
+        """Rows [B, D] in float32 by their first token; needs model.pooler or model.next_sentence."""
+        return self.module.apply({"params": params}, encoded, method="pool")
+
+    def next_sentence_logits(self, params, batch: dict, noise: jax.Array | None = None) -> jax.Array:
+        """[B, 2] in float32: the second part of a row follows the first (0), or does not (1); needs model.next_sentence."""
+        pooled = self.pool(params, self.encode(params, batch, noise))
+        return self.module.apply({"params": params}, pooled, method="follows")
+
+    def unembedding(self, params) -> jax.Array:
+        """[E + 1, V] in float32."""
+        return output_matrix(params["inputs"], params["masked"])
+
+    def forward_flops(self, context: int, causal: bool = True) -> float:
+        """FLOPs per token of a forward pass with the logits of every token; all keys of a row count, whatever `causal` says."""
+        return body_flops(self.spec, context) + head_flops(self.spec)
+
+
+def body_flops(spec: Spec, context: int) -> float:
+    """FLOPs per token of a body."""
+    width, embedding = spec.block.width, spec.embedding_width
+    return spec.block.layers * transformer.layer_flops(spec.block, context) + (2 * embedding * width if embedding != width else 0)
+
+
+def head_flops(spec: Spec) -> float:
+    """FLOPs per token of predicting masked tokens."""
+    return 2 * spec.block.width * spec.embedding_width + 2 * (spec.embedding_width + 1) * spec.block.vocab_size
+
+
+def spec_of(model, sizes: Sizes, layout: Layout, pooler: bool, next_sentence: bool) -> Spec:
+    """The shape that the config's model section gives."""
+    transformer.allow_positions(model, "learned", "rope")
+    return Spec(transformer.spec_of(model, sizes, layout), model.embedding_width or model.width, model.token_types, pooler, next_sentence)
+
+
+def build(model, sizes: Sizes, layout: Layout) -> EncoderModel:
+    """The encoder of the config's model section."""
+    spec = spec_of(model, sizes, layout, model.pooler or model.next_sentence, model.next_sentence)
+    return EncoderModel(Encoder(spec), sizes.vocab, sizes.context)

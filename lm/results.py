@@ -1,0 +1,80 @@
+"""Tables of what runs measured, made from their work directories alone: nothing is typed by hand."""
+
+import json
+import math
+import pathlib
+
+import jax
+
+from lm.errors import DataError
+from lm.metrics import train_flops_per_token
+from lm.metrics.writers import read_lines
+from lm.models import CountedModel
+from lm.run import open_run
+
+# What is said of a run beside its costs, by what its objective can honestly report: {heading: (key of the evaluation or score, format)}.
+SCORES = {
+    "likelihood": {"bits per byte": ("bits_per_byte", "{:.3f}"), "+-": ("stderr", "{:.3f}")},
+    "translation": {"bits per byte of the target": ("bits_per_byte", "{:.3f}"), "BLEU": ("bleu", "{:.1f}"),
+                    "pairs translated": ("pairs", "{}")},
+    "masked": {"masked accuracy": ("masked_accuracy", "{:.1%}"), "masked nats per token": ("masked_nats_per_token", "{:.3f}"),
+               "pseudo-bits per byte": ("pseudo_bits_per_byte", "{:.3f}")},
+    "replaced": {"discriminator accuracy": ("discriminator_accuracy", "{:.1%}"), "replaced tokens detected": ("replaced_recall", "{:.1%}"),
+                 "share replaced": ("replaced_share", "{:.1%}")},
+    "loss": {"nats per target": ("loss", "{:.3f}")},
+    "words": {"similarity (Spearman)": ("similarity", "{:.3f}"), "analogies right": ("analogy", "{:.1%}")},
+    "vae": {"bits per byte, at most": ("bits_per_byte_bound", "{:.3f}"), "by importance sampling": ("bits_per_byte_sampled", "{:.3f}"),
+             "nats of KL a sentence": ("kl", "{:.2f}")},
+}
+
+
+def result_of(workdir) -> dict:
+    """What a run cost and what its last evaluation, and the scores that other commands left in it (scores/*.json), say."""
+    run = open_run(workdir)
+    lines = read_lines(run.workdir / "metrics.jsonl")
+    train = [line for line in lines if line["kind"] == "train"]
+    if not train:
+        raise DataError(f"{workdir} has no line of training yet: train it first")
+    last, evaluations = train[-1], [line for line in lines if line["kind"] == "eval"]
+    counted = isinstance(run.model, CountedModel)
+    parameters = last["parameters"] if counted else sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(run.abstract_parameters()))
+    scores: dict = {}
+    for file in sorted((run.workdir / "scores").glob("*.json")):
+        scores |= json.loads(file.read_text())
+    flops = train_flops_per_token(run.model, run.config.data.context) * last["tokens"]
+    # An evaluation has tokens and seconds of its own; those of training are meant.
+    return {**(evaluations[-1] if evaluations else {}), **scores, "run": run.workdir.name, "measure": run.objective.measure,
+            "model": run.config.model.name, "objective": run.config.objective.name, "parameters": parameters, "tokens": last["tokens"],
+            "flops": flops, "seconds": last["seconds"] if counted else last["time"]["step"]}
+
+
+def tables(results: list[dict]) -> str:
+    """Markdown: a table for each kind of evaluation among the results."""
+    parts = []
+    for measure, columns in SCORES.items():
+        chosen = [result for result in results if result["measure"] == measure]
+        if chosen:
+            head = ["run", "objective", "parameters", "tokens", "training FLOPs", "seconds", *columns]
+            parts.append("\n".join([_line(head), _line(["---"] * len(head)), *(_line(_cells(result, columns)) for result in chosen)]))
+    return "\n\n".join(parts)
+
+
+def _line(cells) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cells(result: dict, columns: dict) -> list[str]:
+    costs = [result["run"], result["objective"], f"{result['parameters']:,}", f"{result['tokens']:,}",
+             f"{result['flops']:.2g}" if result["flops"] else "0", f"{result['seconds']:.0f}"]
+    return costs + ["" if result.get(key) is None else form.format(result[key]) for key, form in columns.values()]
+
+
+def put(file: str, name: str, text: str):
+    """Replaces what stands between `<!-- NAME -->` and `<!-- end of NAME -->` in a file. DataError when it has no such place."""
+    path = pathlib.Path(file)
+    first, last = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, found, rest = path.read_text(encoding="utf-8").partition(first)
+    _, ended, after = rest.partition(last)
+    if not found or not ended:
+        raise DataError(f"{file} has no lines {first.strip()} and {last}: put them where the tables belong")
+    path.write_text(f"{before}{first}\n{text}\n\n{last}{after}", encoding="utf-8")

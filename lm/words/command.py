@@ -1,0 +1,46 @@
+"""What `scripts/words.py` does."""
+
+import pathlib
+
+from lm.data.files import write_json
+from lm.errors import ConfigError
+from lm.run import open_run
+from lm.words import files, scores
+from lm.words.vectors import Vectors, of_model
+
+
+def read(workdir: str | None, vectors: str | None, step: int | None = None) -> tuple[Vectors, dict]:
+    """(word vectors, where they are from) of a run's checkpoint or of a file; ConfigError unless exactly one is given."""
+    if (workdir is None) == (vectors is None):
+        raise ConfigError("give either --workdir, of a run, or --vectors, a file of word vectors")
+    if vectors is not None:
+        return files.load(vectors), {"vectors": vectors}
+    run = open_run(workdir)
+    params, step = run.parameters(step=step)
+    return of_model(run.model, params, run.tokenizer), {"workdir": str(workdir), "step": step}
+
+
+def report(vectors: Vectors, export: str | None = None, similarity: str | None = None, analogies: str | None = None,
+           nearest: str | None = None, count: int = 10) -> dict:
+    """Does what is asked of some vectors and says what came of it; the keys are those of the arguments, and words and width."""
+    if count < 1:
+        raise ConfigError(f"--count={count} is not allowed: it must be at least 1")
+    result = {"words": len(vectors.words), "width": vectors.matrix.shape[1]}
+    if export:
+        files.save(vectors, export)
+        result["export"] = export
+    if similarity:
+        result["similarity"] = scores.similarity(vectors, similarity)
+    if analogies:
+        result["analogies"] = scores.analogies(vectors, analogies)
+    if nearest:
+        result["nearest"] = scores.nearest(vectors, nearest, count)
+    return result
+
+
+def keep(workdir: str, result: dict):
+    """Leaves what a run's vectors scored in its scores/words.json, for scripts/results.py."""
+    told = {"similarity": result["similarity"]["rho"]} if "similarity" in result else {}
+    told |= {"analogy": result["analogies"]["accuracy"]} if "analogies" in result else {}
+    if told:
+        write_json(pathlib.Path(workdir) / "scores" / "words.json", told)
