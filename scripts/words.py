@@ -17,6 +17,7 @@ def main(argv):
     parser.add_argument("--workdir", help="work directory of a run with model.name=word2vec or glove")
     parser.add_argument("--step", type=int, help="checkpoint to read (default: the latest)")
     parser.add_argument("--vectors", metavar="FILE", help="read this file instead of a run")
+    parser.add_argument("--against", choices=("gensim",), help="train gensim's word2vec on the same text, and ask it the same")
     parser.add_argument("--export", metavar="FILE", help="write the vectors, in the format of the file's name")
     parser.add_argument("--similarity", metavar="FILE", help="pairs of words with human scores")
     parser.add_argument("--analogies", metavar="FILE", help="questions of four words")
@@ -30,6 +31,8 @@ def main(argv):
     result = command.report(vectors, arguments.export, arguments.similarity, arguments.analogies, arguments.nearest, arguments.count)
     if arguments.workdir:
         command.keep(arguments.workdir, result)
+    if arguments.against:
+        result |= command.against_gensim(arguments.workdir, arguments.similarity, arguments.analogies, arguments.nearest, arguments.count)
     cli.print_result(source | result)
 
 

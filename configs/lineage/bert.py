@@ -19,7 +19,7 @@ def get_config():
     config.data.vocab_size = 4096
     config.data.context = 128
     config.data.global_batch = 32
-    config.train.steps = 400
+    config.train.steps = 200
     config.optim.name = "muon"
     config.optim.muon_learning_rate = 0.03
     config.optim.learning_rate = 0.01

@@ -1,4 +1,4 @@
-"""A hidden Markov model of 128 classes, trained by stepwise EM (Liang and Klein 2009)."""
+"""A hidden Markov model of 256 classes, trained by stepwise EM (Liang and Klein 2009)."""
 
 from lm.config import default
 
@@ -7,7 +7,7 @@ def get_config():
     """The config."""
     config = default()
     config.model.name = "hmm"
-    config.model.width = 128
+    config.model.classes = 256
     config.data.source = "sotu"
     config.data.vocab_size = 4096
     config.data.context = 256
@@ -15,6 +15,8 @@ def get_config():
     config.train.steps = 160
     config.optim.name = "em"
     config.optim.learning_rate = 1.0
+    config.optim.em_exponent = 0.4
+    config.optim.em_prior = 0.0002
     config.optim.schedule = "constant"
     config.optim.clip = 0.0
     config.checkpoint.every = 0

@@ -16,8 +16,8 @@ def get_config():
     config.data.global_batch = 16
     config.train.steps = 160
     config.optim.name = "muon"
-    config.optim.muon_learning_rate = 0.05
-    config.optim.learning_rate = 0.01
+    config.optim.muon_learning_rate = 0.1
+    config.optim.learning_rate = 0.05
     config.optim.schedule = "linear"
     config.optim.final_ratio = 0.0
     config.optim.warmup = "5%"

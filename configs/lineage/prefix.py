@@ -20,7 +20,7 @@ def get_config():
     config.data.vocab_size = 4096
     config.data.context = 256
     config.data.global_batch = 16
-    config.train.steps = 160
+    config.train.steps = 100
     config.optim.name = "muon"
     config.optim.muon_learning_rate = 0.03
     config.optim.learning_rate = 0.02

@@ -15,7 +15,7 @@ def get_config():
     config.model.latent_width = 32
     config.objective.name = "vae"
     # In sentences: over the first half of the run.
-    config.objective.kl_anneal = 16_000
+    config.objective.kl_anneal = 6_400
     config.objective.free_bits = 0.1
     config.objective.word_dropout = 0.4
     config.data.source = "sotu"
@@ -23,7 +23,7 @@ def get_config():
     config.data.vocab_size = 4096
     config.data.context = 64
     config.data.global_batch = 64
-    config.train.steps = 500
+    config.train.steps = 200
     config.optim.name = "muon"
     config.optim.muon_learning_rate = 0.05
     config.optim.learning_rate = 0.02

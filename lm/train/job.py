@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import functools
+import os
 import pathlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -84,12 +85,14 @@ class Job:
         sharding, state = batch_sharding(self.mesh), self.abstract_state()
         step = jitted_step(self.model, self.objective, self.optimizer, self.learning_rate, self.config, self.mesh, self.lay)
 
-        def compiled(rows, example):
+        def lowered(rows, example):
             row = self.data.batch(example, self.objective.build, slice(1))
             batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype, sharding=sharding), row)
-            return step.lower(state, batch).compile()
+            return step.lower(state, batch)
 
-        return Steps({shape: compiled(shape[0], example) for shape, example in self.data.shapes().items()})
+        programs = {shape: lowered(shape[0], example) for shape, example in self.data.shapes().items()}
+        with ThreadPoolExecutor(min(len(programs), os.cpu_count() or 1)) as threads:
+            return Steps(zip(programs, threads.map(lambda program: program.compile(), programs.values()), strict=True))
 
     def batch(self, step: int, part=slice(None)) -> dict:
         """The batch of a step (from 0), or some of its rows."""

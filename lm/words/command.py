@@ -5,7 +5,7 @@ import pathlib
 from lm.data.files import write_json
 from lm.errors import ConfigError
 from lm.run import open_run
-from lm.words import files, scores
+from lm.words import files, peer, scores
 from lm.words.vectors import Vectors, of_model
 
 
@@ -36,6 +36,15 @@ def report(vectors: Vectors, export: str | None = None, similarity: str | None =
     if nearest:
         result["nearest"] = scores.nearest(vectors, nearest, count)
     return result
+
+
+def against_gensim(workdir: str | None, similarity: str | None, analogies: str | None, nearest: str | None, count: int) -> dict:
+    """{"words_per_second", "gensim": what `report` says of gensim's vectors, its words per second, passes and workers} for a run."""
+    if workdir is None:
+        raise ConfigError("--against=gensim trains on the text of a run: give --workdir, not --vectors")
+    run = open_run(workdir)
+    vectors, speed = peer.gensim_vectors(run)
+    return {"words_per_second": peer.words_per_second(run), "gensim": report(vectors, None, similarity, analogies, nearest, count) | speed}
 
 
 def keep(workdir: str, result: dict):

@@ -19,7 +19,8 @@ def model():
     section.update(layers=2, width=16, heads=2, scan_layers=False)
     model = models.build(section, TOKENIZER.vocab_size + 3, CONTEXT)
     rng, shapes = np.random.default_rng(0), jax.eval_shape(model.init, jax.random.key(0))
-    return model, jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) * 0.3, shapes)
+    draw = lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) * (2 * leaf.shape[-2] ** -0.5 if leaf.ndim > 1 else 1)  # noqa: E731
+    return model, jax.tree.map(draw, shapes)
 
 
 def best_by_full_passes(model, params, prompt, prefix, count):
