@@ -10,11 +10,9 @@ import numpy as np
 
 from lm import config as configs
 from lm import models, objectives, optim
-from lm.data import files
-from lm.data.prepare import prepare
+from lm.data.prepare import prepare, stored_tokenizers
 from lm.data.sources import split_spec
-from lm.data.tokenizers import ByteTokenizer, load_model, load_tokenizer
-from lm.metrics import train_flops_per_token
+from lm.data.tokenizers import ByteTokenizer, load_model
 from lm.parallel.sharding import partition_spec, table
 
 # Models of up to so many parameters are drawn, to show what they begin with.
@@ -34,18 +32,27 @@ class Unread:
         return [b""] * self.vocab_size
 
 
-def tokenizer_of(data, name: str = "", vocab_size: int = 0):
-    """The tokenizer of a config's data section, or what stands for it until text is read."""
-    name = name or data.tokenizer
+def tokenizers_of(config) -> tuple:
+    """(tokenizer, that of sources or None) of a config, or what stands for them until text is read."""
+    data = config.data
     for spec in data.source:
-        kind, folder = split_spec(spec)
-        if kind == "store":
-            return load_tokenizer(files.join(folder if files.is_url(folder) else os.path.expanduser(folder), "tokenizer"))
+        if split_spec(spec)[0] == "store":
+            stored = stored_tokenizers(spec)
+            return stored.target, stored.source
+    target = _tokenizer(data, data.tokenizer, data.vocab_size)
+    if not objectives.OBJECTIVES[config.objective.name].paired:
+        return target, None
+    if data.joint_tokenizer:
+        return target, target
+    return target, _tokenizer(data, data.source_tokenizer or data.tokenizer, data.source_vocab_size or data.vocab_size)
+
+
+def _tokenizer(data, name: str, vocab_size: int):
     if name == "bytes":
         return ByteTokenizer()
     if name == "words":  # how many there are, and how often, only the text knows
         return prepare(data, data.tokenizer_seed, progress=True).tokenizer
-    return load_model(os.path.expanduser(name)) if name.endswith(".model") else Unread(vocab_size or data.vocab_size)
+    return load_model(os.path.expanduser(name)) if name.endswith(".model") else Unread(vocab_size)
 
 
 def parameters(config, model) -> list[dict]:
@@ -73,10 +80,7 @@ def _mesh_axes(names, rules) -> list:
 
 def model_of(config) -> tuple:
     """(objective, model) of a config."""
-    tokenizer = tokenizer_of(config.data)
-    data = config.data
-    sources = None if data.joint_tokenizer else tokenizer_of(data, data.source_tokenizer, data.source_vocab_size)
-    objective = objectives.make(config, tokenizer, sources)
+    objective = objectives.make(config, *tokenizers_of(config))
     return objective, objective.model(config)
 
 
@@ -84,14 +88,13 @@ def describe(config) -> dict:
     """{"config", "parameters": see `parameters`, "totals"} of a config; bytes and FLOPs are of the whole model, over all devices."""
     objective, model = model_of(config)
     rows = parameters(config, model)
-    tokens = config.data.global_batch * config.data.context
-    per_token = train_flops_per_token(model, config.data.context)
+    tokens, per_token = config.data.global_batch * objective.row_tokens, objective.train_flops(model)
     totals = {
         "model": config.model.name, "objective": config.objective.name, "vocab_size": objective.vocab_size,
         "parameters": sum(row["entries"] for row in rows),
         "embedding_parameters": sum(row["entries"] for row in rows if row["group"] == "embedding"),
         "decayed_parameters": sum(row["entries"] for row in rows if row["decays"]),
-        "forward_flops_per_token": model.forward_flops(config.data.context), "train_flops_per_token": per_token,
+        "forward_flops_per_token": objective.forward_flops(model), "train_flops_per_token": per_token,
         "tokens_per_step": tokens, "train_flops_per_step": per_token * tokens, "bytes": _bytes(config, model),
     }
     return {"config": configs.to_json(config), "parameters": rows, "totals": totals}
@@ -128,7 +131,7 @@ def _facts(totals: dict) -> list[str]:
     sizes = ", ".join(f"{name} {_human(size)}B" for name, size in totals["bytes"].items() if size)
     return [f"{totals['parameters']:,} parameters, {totals['embedding_parameters']:,} of them in embeddings; {totals['vocab_size']:,} ids",
             f"{_human(totals['train_flops_per_token'])}FLOPs for a token, {_human(totals['train_flops_per_step'])}FLOPs for a step of "
-            f"{totals['tokens_per_step']:,} tokens", f"between steps and for gradients: {sizes}"]
+            f"{totals['tokens_per_step']:,.0f} tokens", f"between steps and for gradients: {sizes}"]
 
 
 def _human(number: float) -> str:

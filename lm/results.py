@@ -7,7 +7,6 @@ import pathlib
 import jax
 
 from lm.errors import DataError
-from lm.metrics import train_flops_per_token
 from lm.metrics.writers import read_lines
 from lm.models import CountedModel
 from lm.run import open_run
@@ -29,7 +28,10 @@ SCORES = {
 
 
 def result_of(workdir) -> dict:
-    """What a run cost and what its last evaluation, and the scores that other commands left in it (scores/*.json), say."""
+    """What a run cost and what its last evaluation, and the scores that other commands left in it (scores/*.json), say.
+
+    Scores of another step than the last, or of another split, are left out.
+    """
     run = open_run(workdir)
     lines = read_lines(run.workdir / "metrics.jsonl")
     train = [line for line in lines if line["kind"] == "train"]
@@ -40,8 +42,10 @@ def result_of(workdir) -> dict:
     parameters = last["parameters"] if counted else sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(run.abstract_parameters()))
     scores: dict = {}
     for file in sorted((run.workdir / "scores").glob("*.json")):
-        scores |= json.loads(file.read_text())
-    flops = train_flops_per_token(run.model, run.config.data.context) * last["tokens"]
+        found = json.loads(file.read_text())
+        if found.get("step") == last["step"] and found.get("split", run.config.eval.split) == run.config.eval.split:
+            scores |= found
+    flops = run.objective.train_flops(run.model) * last["tokens"]
     # An evaluation has tokens and seconds of its own; those of training are meant.
     return {**(evaluations[-1] if evaluations else {}), **scores, "run": run.workdir.name, "measure": run.objective.measure,
             "model": run.config.model.name, "objective": run.config.objective.name, "parameters": parameters, "tokens": last["tokens"],

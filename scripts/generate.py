@@ -37,10 +37,14 @@ def main(argv):
         raise ConfigError(f"--beams searches without drawing: leave out {', '.join('--' + name for name in chosen)}")
     cli.keep_compilations()
     from lm.generate import Generator, Sampling
+    from lm.models import LanguageModel
     from lm.run import open_run
 
     sampling = Sampling(**chosen)
     run = open_run(arguments.workdir)
+    if not isinstance(run.model, LanguageModel) or run.objective.paired:
+        raise ConfigError(f"{arguments.workdir} has model.name={run.config.model.name}, which does not continue a text: docs/families.md "
+                          "says what it can do")
     params, _ = run.parameters(step=arguments.step)
     draft = _draft(arguments.draft, run) if arguments.draft else None
     generator = Generator(run.model, params, run.tokenizer, draft, run.objective.bidirectional_prompts)

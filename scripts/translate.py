@@ -28,7 +28,10 @@ def main(argv):
     parser.add_argument("--beams", type=int, default=4, help="1 is greedy")
     parser.add_argument("--alpha", type=float, default=0.6, help="exponent of the length penalty (Wu et al. 2016)")
     parser.add_argument("--tokenize", default="13a", help="sacreBLEU's tokenizer: 13a, zh for Chinese, ...")
+    parser.add_argument("--attention", action="store_true", help="also say what of its source each token of a translation reads")
     arguments = parser.parse_args(argv)
+    if arguments.attention and arguments.split:
+        raise ConfigError("--attention is for --text and --input, not for a split")
     if sum(given is not None for given in (arguments.text, arguments.input, arguments.split)) != 1:
         raise ConfigError("give one of --text, --input and --split")
     cli.keep_compilations()
@@ -42,19 +45,24 @@ def main(argv):
         cli.print_result(result)
         return
     texts = arguments.text or _lines(arguments.input)
-    _, translator = scoring.translator_of(arguments.workdir, arguments.step)
+    run, translator, _ = scoring.translator_of(arguments.workdir, arguments.step)
     translations = translator(texts, arguments.beams, arguments.alpha)
     print("\n".join(found.text for found in translations))
-    cli.print_result({"translations": [found._asdict() for found in translations]})
+    result = {"translations": [found._asdict() for found in translations]}
+    if arguments.attention:
+        pairs = zip(texts, translations, strict=True)
+        result["attention"] = [scoring.attention(run, translator, text, found.text) for text, found in pairs]
+    cli.print_result(result)
 
 
 def _lines(name: str) -> list[str]:
     path = pathlib.Path(name)
     if not path.is_file():
         raise ConfigError(f"there is no file {name}: give --input the path of a text, one source a line")
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines:
-        raise DataError(f"{name} has no line of text")
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    blank = [number for number, line in enumerate(lines, 1) if not line.strip()]
+    if blank:
+        raise DataError(f"{name} has nothing to translate in line {blank[0]}: give one source a line")
     return lines
 
 

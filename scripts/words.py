@@ -30,7 +30,7 @@ def main(argv):
     vectors, source = command.read(arguments.workdir, arguments.vectors, arguments.step)
     result = command.report(vectors, arguments.export, arguments.similarity, arguments.analogies, arguments.nearest, arguments.count)
     if arguments.workdir:
-        command.keep(arguments.workdir, result)
+        command.keep(arguments.workdir, source | result)
     if arguments.against:
         result |= command.against_gensim(arguments.workdir, arguments.similarity, arguments.analogies, arguments.nearest, arguments.count)
     cli.print_result(source | result)

@@ -9,7 +9,6 @@ import numpy as np
 from lm import models, objectives, optim
 from lm.bench.shapes import Shape, config_of, random_tokens
 from lm.bench.worker import peak_memory
-from lm.metrics import train_flops_per_token
 from lm.parallel import Layout, batch_sharding, make_mesh
 from lm.train.job import Job
 from lm.train.step import state_shardings
@@ -46,7 +45,8 @@ class Training:
         self._mesh = make_mesh(self._config.mesh)
         layout = Layout.of(self._config.layout, dict(self._mesh.shape))
         self._model = models.build(self._config.model, self._shape.vocab_size, self._shape.context, layout)
-        self.info = {"flops": train_flops_per_token(self._model, self._shape.context) * self._shape.tokens}
+        self._objective = objectives.make(self._config, None)
+        self.info = {"flops": self._objective.train_flops(self._model) * self._shape.tokens}
 
     def first(self) -> dict:
         """The first step, cold: seconds from nothing compiled to its loss. The program of the initial state is compiled beside the step's,
@@ -63,7 +63,7 @@ class Training:
         optimizer, rate = optim.optimizer(config.optim), optim.schedule(config.optim, 1000)
         lay = state_shardings(self._model, optimizer, mesh, False, config.layout)
         return Job(workdir=pathlib.Path(), config=config, prepared=None, data=self._data, model=self._model,
-                   objective=objectives.make(config, None), mesh=mesh, optimizer=optimizer, learning_rate=rate, lay=lay,
+                   objective=self._objective, mesh=mesh, optimizer=optimizer, learning_rate=rate, lay=lay,
                    layout=Layout.of(config.layout, dict(mesh.shape)), flops_per_token=self.info["flops"] / self._shape.tokens)
 
     def steps(self, count: int, losses: bool = False) -> list[float]:

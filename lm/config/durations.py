@@ -14,7 +14,7 @@ _FORM = re.compile(r"\s*([0-9][0-9_.]*(?:[eE][+-]?[0-9]+)?)\s*(%|[a-zA-Z]*)\s*")
 class Facts:
     """What a step is worth: tokens and FLOPs of one step, and the steps of one epoch of the training data."""
 
-    tokens_per_step: int
+    tokens_per_step: float
     steps_per_epoch: float
     flops_per_step: float
 

@@ -9,6 +9,9 @@ ENCODER_DECODER = ("encoder_decoder",)
 ENCODERS = ("encoder", "electra")
 NPLM, HMM, NGRAM, WORD2VEC, GLOVE, VAE = ("nplm",), ("hmm",), ("ngram",), ("word2vec",), ("glove",), ("vae",)
 FAMILIES = TRANSFORMERS + RECURRENT + NPLM + HMM + NGRAM + SEQ2SEQ + ENCODER_DECODER + ENCODERS + WORD2VEC + GLOVE + VAE
+# Families with a stack of layers, and those with matrices at all.
+DEEP = TRANSFORMERS + RECURRENT + SEQ2SEQ + ENCODER_DECODER + ENCODERS + VAE
+NEURAL = DEEP + NPLM + WORD2VEC + GLOVE
 # Tensors of a Transformer's layer that model.remat_save and model.remat_offload may name, in their order.
 REMAT_NAMES = ("query", "key", "value", "attention", "attention_output", "ff_gate", "ff_up", "ff_hidden", "ff_output")
 
@@ -23,16 +26,19 @@ def _recurrent(default, doc, **options):
 
 MODEL = {
     "model.name": Key("transformer", "Model family.", choices=FAMILIES),
-    "model.layers": Key(4, "Number of layers L.", minimum=1),
-    "model.width": Key(256, "Width D of the residual stream, or of the recurrent state, in units.", minimum=1),
-    "model.dropout": Key(0.0, "Probability of dropping a unit, on embeddings and on each layer's output.", minimum=0.0, maximum=0.95),
-    "model.tie_embeddings": Key(True, "Use the input embedding as output matrix."),
+    "model.layers": Key(4, "Number of layers L.", minimum=1, families=DEEP),
+    "model.width": Key(256, "Width D of the residual stream, the recurrent state, the hidden layer or the vectors, in units.", minimum=1,
+                       families=NEURAL),
+    "model.dropout": Key(0.0, "Probability of dropping a unit, on embeddings and on each layer's output.", minimum=0.0, maximum=0.95,
+                         families=DEEP + NPLM),
+    "model.tie_embeddings": Key(True, "Use the input embedding as output matrix.",
+                                families=TRANSFORMERS + RECURRENT + SEQ2SEQ + ENCODER_DECODER + VAE),
     "model.dtype": Key("float32", "Type of activations and matrix products; parameters and losses stay float32.",
-                       choices=("float32", "bfloat16")),
+                       choices=("float32", "bfloat16"), families=NEURAL),
     "model.norm": Key("rmsnorm", "Normalisation before each layer; recurrent models use it only with layer_norm.",
-                      choices=("rmsnorm", "layernorm")),
+                      choices=("rmsnorm", "layernorm"), families=TRANSFORMERS + RECURRENT + ENCODER_DECODER + ENCODERS),
     "model.remat": free("none", "What to recompute backward: nothing, whole layers, all but matrix products, or all but named tensors.",
-                         choices=("none", "full", "dots", "names")),
+                         choices=("none", "full", "dots", "names"), families=DEEP),
     "model.heads": _transformer(4, "Query heads H.", minimum=1),
     "model.kv_heads": _transformer(0, "Key and value heads K; 0 is as many as query heads.", minimum=0),
     "model.head_width": _transformer(0, "Width Dh of a head, in units; 0 is width / heads.", minimum=0),

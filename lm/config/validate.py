@@ -150,6 +150,8 @@ def _check_objective(config):
     if (config.objective.sentences == "next") != config.model.next_sentence:
         raise ConfigError(f"objective.sentences={config.objective.sentences} and model.next_sentence={config.model.next_sentence} do not "
                           "fit: pairs of sentences (next) need the head that tells them apart, and nothing else trains it")
+    if config.objective.sentences == "next" and config.model.token_types == 1:
+        raise ConfigError("objective.sentences=next tells two parts of a row apart: set model.token_types=2, or 0 for none")
     if config.model.name not in TRAINS[chosen]:
         fitting = [objective for objective, families in TRAINS.items() if config.model.name in families]
         raise ConfigError(f"objective.name={chosen} trains {', '.join(TRAINS[chosen])}, not model.name={config.model.name}: "

@@ -95,8 +95,9 @@ def _summed(keys, totals) -> np.ndarray:
 
 
 def _joined(paths: list[pathlib.Path], block: int) -> Iterator[np.ndarray]:
-    """The sum of sorted files of cells, a stretch of keys at a time; at most `block` cells of each file are read for one."""
+    """The sum of sorted files of cells, a stretch of keys at a time; at most `block` cells of all files together are read for one."""
     runs = [np.memmap(path, _CELL, "r") for path in paths if path.stat().st_size]
+    block = max(1, block // max(1, len(runs)))
     places = [0] * len(runs)
     while any(place < len(run) for place, run in zip(places, runs, strict=True)):
         parts = [run[place : place + block] for place, run in zip(places, runs, strict=True)]

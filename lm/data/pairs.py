@@ -107,6 +107,13 @@ class PairData:
         """How many pairs are not trained on, because a side is longer than the context."""
         return self.plan.left_out
 
+    @functools.cached_property
+    def tokens_per_step(self) -> float:
+        """Targets of a batch, eos included and padding not, on average."""
+        kept = self.plan.sizes <= self.context
+        targets = np.concatenate([np.diff(store.target.offsets) for store in self.stores])
+        return float(targets[kept].sum()) / self.steps_per_epoch
+
     @property
     def steps_per_epoch(self) -> int:
         """Steps in which every pair is seen once."""
@@ -140,12 +147,13 @@ class PairData:
         return [self.stores[owner].target.document_id(document) for owner, document in self.located(step)]
 
 
-def evaluation_rows(store: PairStore, rows: int, lengths: tuple[int, ...]) -> Iterator[PairRows]:
-    """All pairs that fit the longest of `lengths`, each once, the shortest first: batches of `rows` pairs, padded with rows of none.
+def evaluation_rows(store: PairStore, rows: int, lengths: tuple[int, ...], stop: int | None = None) -> Iterator[PairRows]:
+    """Of the first `stop` pairs (default: all) those that fit the longest of `lengths`, each once, the shortest first: batches of `rows`
+    pairs, padded with rows of none.
 
     `PairRows.pairs` says which pair each row is. Batches have as many shapes as there are lengths.
     """
-    sizes = store.sizes()
+    sizes = store.sizes()[:stop]
     bucket = assign(sizes, lengths)
     for i, length in enumerate(lengths):
         members = np.flatnonzero(bucket == i)
@@ -155,6 +163,6 @@ def evaluation_rows(store: PairStore, rows: int, lengths: tuple[int, ...]) -> It
             yield read_pairs([store], np.concatenate([pairs, np.full(rows - len(pairs), -1)]), length)
 
 
-def too_long(store: PairStore, lengths: tuple[int, ...]) -> int:
+def too_long(store: PairStore, lengths: tuple[int, ...], stop: int | None = None) -> int:
     """How many pairs `evaluation_rows` leaves out."""
-    return int(np.count_nonzero(store.sizes() > lengths[-1]))
+    return int(np.count_nonzero(store.sizes()[:stop] > lengths[-1]))

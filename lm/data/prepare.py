@@ -118,7 +118,7 @@ def prepare(data, seed: int, progress: bool = False) -> PreparedData:
     if not data.source:
         raise ConfigError("data.source is empty: name at least one source")
     plans = [None if _is_store(spec) else _plan(spec, data, root, index >= len(data.source)) for index, spec in enumerate(specs)]
-    stored = {spec: _stored_tokenizers(spec) for spec in specs if _is_store(spec)}
+    stored = {spec: stored_tokenizers(spec) for spec in specs if _is_store(spec)}
     _check_alike(specs, plans, stored)
     tokenizers = next(iter(stored.values()), None) or _make_tokenizers(plans[:len(data.source)], data, seed, root, progress)
     folders = [_store_folder(spec) if plan is None else _ensure(plan, tokenizers, data, root, progress)
@@ -166,7 +166,7 @@ def _plan(spec: str, data, root: pathlib.Path, whole: bool) -> _Plan:
     return _Plan(source, fractions, "validation" if whole else "", rows)
 
 
-def _stored_tokenizers(spec: str) -> Tokenizers:
+def stored_tokenizers(spec: str) -> Tokenizers:
     """The tokenizers of a store: source."""
     folder = _store_folder(spec)
     source = load_tokenizer(files.join(folder, "source", "tokenizer")) if "pairs" in read_manifest(folder) else None

@@ -43,6 +43,17 @@ class SentenceData(TrainingData):
                 raise DataError("there are no documents to train on: give text that is not empty")
 
     @property
+    def tokens_per_step(self) -> float:
+        """Tokens of a batch, padding apart, on average."""
+        sizes = np.concatenate([np.minimum(np.diff(store.offsets), self.context) for store in self.stores])
+        return float(sizes.mean()) * self.global_batch
+
+    @property
+    def left_out(self) -> int:
+        """How many documents are longer than a row, which has their beginning alone."""
+        return int(sum(np.count_nonzero(np.diff(store.offsets) > self.context) for store in self.stores))
+
+    @property
     def order(self) -> Order:
         """Which document is which example."""
         return Order(tuple(store.num_documents for store in self.stores), self.weights, self.seed)

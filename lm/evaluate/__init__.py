@@ -73,6 +73,11 @@ def evaluate_run(workdir, step: int | None = None, split: str = "validation", da
     `batch`, `stride` and `pseudo_tokens` are by default those of the run's eval section.
     """
     run = open_run(workdir)
+    for option, given, measure in (("stride", stride, "likelihood"), ("pseudo_tokens", pseudo_tokens, "masked")):
+        if given is not None and run.objective.measure != measure:
+            raise ConfigError(f"--{option} is not for objective.name={run.config.objective.name}: leave it out")
+    if pseudo_tokens is not None and pseudo_tokens < 0:
+        raise ConfigError(f"pseudo_tokens={pseudo_tokens} is not allowed: it must be at least 0")
     if pseudo_tokens is not None:
         run.config.eval.pseudo_tokens = pseudo_tokens
     if batch is not None and batch < 1:
@@ -97,7 +102,7 @@ def _split_stores(run: Run, split: str) -> list[TokenStore]:
 
 def _other_stores(run: Run, data: str) -> list:
     source = open_source(data, run.config.data)
-    pairs = run.objective.measure == "translation"
+    pairs = run.objective.paired
     if source.paired != pairs:
         raise ConfigError(f"{data} holds {'pairs' if source.paired else 'texts'}, and {run.workdir} was trained on "
                           f"{'pairs: give pairs:FILE' if pairs else 'texts'}")

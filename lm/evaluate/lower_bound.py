@@ -54,7 +54,8 @@ class Evaluator:
                     sums[name] += float(np.asarray(values, np.float64)[numbers >= 0].sum())
                 beat()
         if not sentences:
-            raise DataError(f"no sentence fits into a row of {self.objective.context} tokens: raise data.context")
+            raise DataError(f"no document fits into a row of {self.objective.context} tokens: cut them finer with data.documents=line or "
+                            "paragraph, or raise data.context")
         bits = math.log(2) * size
         return {"bits_per_byte_bound": -sums["elbo"] / bits, "bits_per_byte_sampled": -sums["sampled"] / bits, "samples": SAMPLES,
                 "kl": sums["kl"] / sentences, "reconstruction": sums["reconstruction"] / sentences, "sentences": sentences,

@@ -7,7 +7,7 @@ import numpy as np
 
 from lm.data.pairs import PairStore, evaluation_rows, too_long
 from lm.errors import DataError
-from lm.evaluate.likelihood import on_devices, summary
+from lm.evaluate.likelihood import on_devices, summary, whole_documents
 from lm.objectives import causal
 from lm.parallel import Layout, batch_sharding, replicated
 from lm.parallel.layout import row_multiple
@@ -29,12 +29,14 @@ class Evaluator:
     def __call__(self, params, stores: list[PairStore], max_tokens: int = 0, beat: Callable[[], None] = lambda: None) -> dict:
         """`likelihood.summary` of the targets, bytes being theirs, and `left_out`, how many pairs are longer than the context.
 
-        At most `max_tokens` tokens are scored, 0 is all; the shortest pairs come first. `beat` is called after each batch.
+        The pairs are the first of each store whose targets hold at least `max_tokens` tokens; 0 is all. `beat` is called after each batch.
         """
-        nats, sizes, tokens = [], [], 0
+        nats, sizes, left_out = [], [], 0
         by_position, count = np.zeros(self.lengths[-1]), np.zeros(self.lengths[-1], np.int64)
         for store in stores:
-            for rows in evaluation_rows(store, self.batch, self.lengths):
+            stop = whole_documents(store.target, max_tokens)
+            left_out += too_long(store, self.lengths, stop)
+            for rows in evaluation_rows(store, self.batch, self.lengths, stop):
                 batch = self.objective.build(rows, rows.pairs)
                 scored = np.asarray(self._score(params, on_devices(batch, self._sharding)), np.float64) * batch["weights"]
                 real = rows.pairs >= 0
@@ -42,11 +44,7 @@ class Evaluator:
                 sizes.append(store.target.byte_counts[rows.pairs[real]].astype(np.float64))
                 by_position[: scored.shape[1]] += scored.sum(axis=0)
                 count[: scored.shape[1]] += batch["weights"].sum(axis=0).astype(np.int64)
-                tokens += int(batch["weights"].sum())
                 beat()
-                if max_tokens and tokens >= max_tokens:
-                    break
-        if not tokens:
+        if not nats:
             raise DataError("no pair fits data.context: there is nothing to evaluate")
-        left_out = sum(too_long(store, self.lengths) for store in stores)
         return summary(np.concatenate(nats), np.concatenate(sizes), by_position, count) | {"left_out": left_out}

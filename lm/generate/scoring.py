@@ -8,18 +8,18 @@ import numpy as np
 from lm.data.files import write_json
 from lm.data.prepare import prepare
 from lm.errors import ConfigError, DataError
-from lm.generate.translate import Translator, bleu
-from lm.models.encoder_decoder_base import EncoderDecoder
+from lm.generate.translate import Translator, bleu, source_batch
 from lm.run import Run, open_run
 
 
-def translator_of(workdir, step: int | None = None) -> tuple[Run, Translator]:
-    """(run, translator) of a work directory. ConfigError unless its model reads a source."""
+def translator_of(workdir, step: int | None = None) -> tuple[Run, Translator, int]:
+    """(run, translator, step) of a checkpoint, by default the latest. ConfigError unless the run is on pairs."""
     run = open_run(workdir)
-    if not isinstance(run.model, EncoderDecoder):
-        raise ConfigError(f"{workdir} has model.name={run.config.model.name}, which reads no source: use scripts/generate.py")
-    params, _ = run.parameters(step=step)
-    return run, Translator(run.model, params, run.tokenizer, run.objective.source_tokenizer or run.tokenizer)
+    if not run.objective.paired:
+        raise ConfigError(f"{workdir} has model.name={run.config.model.name} and objective.name={run.config.objective.name}, which "
+                          "translates nothing: use a run with objective.name=translation")
+    params, step = run.parameters(step=step)
+    return run, Translator(run.model, params, run.tokenizer, run.objective.source_tokenizer), step
 
 
 def pairs_of(run: Run, split: str, limit: int) -> list[tuple[str, str]]:
@@ -40,14 +40,30 @@ def pairs_of(run: Run, split: str, limit: int) -> list[tuple[str, str]]:
 def score(workdir, split: str = "validation", limit: int = 0, beams: int = 4, alpha: float = 0.6, tokenize: str = "13a",
           step: int | None = None) -> tuple[dict, list[tuple[str, str, str]]]:
     """(BLEU and how it was measured, (source, translation, reference) of each pair) on a split; the former is kept in the run's scores/."""
-    run, translator = translator_of(workdir, step)
+    if limit < 0:
+        raise ConfigError(f"limit={limit} is not allowed: it is a number of pairs, or 0 for all")
+    run, translator, step = translator_of(workdir, step)
     pairs = pairs_of(run, split, limit)
     if not pairs:
         raise DataError(f"the {split} split has no pair that fits data.context={run.config.data.context}")
     start = time.perf_counter()
     translations = [found.text for found in translator([source for source, _ in pairs], beams=beams, alpha=alpha)]
     seconds = time.perf_counter() - start
-    result = {"bleu": bleu(translations, [target for _, target in pairs], tokenize), "pairs": len(pairs), "split": split, "beams": beams,
+    references = [target for _, target in pairs]
+    if tokenize == "13a" and sum("\u4e00" <= c <= "\u9fff" for text in references for c in text) > sum(map(len, references)) / 4:
+        raise ConfigError("the references are Chinese, whose words tokenize=13a does not find: use tokenize=zh")
+    result = {"bleu": bleu(translations, references, tokenize), "pairs": len(pairs), "split": split, "step": step, "beams": beams,
               "alpha": alpha, "tokenize": tokenize, "seconds": round(seconds, 1)}
     write_json(run.workdir / "scores" / "translation.json", result)
     return result, [(source, text, target) for (source, target), text in zip(pairs, translations, strict=True)]
+
+
+def attention(run: Run, translator: Translator, text: str, translation: str) -> dict:
+    """{"source": tokens [S], "target": tokens [T], "weights" [T][S]}: how much each token of a translation reads of each of its source."""
+    source, target = run.objective.source_tokenizer, run.tokenizer
+    sides = [[*tokenizer.encode(side).tolist(), tokenizer.eos_id] for tokenizer, side in ((source, text), (target, translation))]
+    row = {"tokens": np.array([[target.bos_id, *sides[1][:-1]]], np.int32)}
+    row |= {"segments": np.ones_like(row["tokens"]), "positions": np.arange(len(sides[1]), dtype=np.int32)[None]}
+    weights = run.model.attention_weights(translator.params, row | source_batch(sides[:1], len(sides[0])))
+    names = [[tokenizer.decode([i]) or "</s>" for i in side] for tokenizer, side in zip((source, target), sides, strict=True)]
+    return {"source": names[0], "target": names[1], "weights": np.asarray(weights)[0].round(4).tolist()}

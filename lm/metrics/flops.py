@@ -30,11 +30,6 @@ KNOWN_PEAKS = {
 _LARGEST_PRODUCT = 16384
 
 
-def train_flops_per_token(model, context: int) -> float:
-    """FLOPs of forward and backward per token, for rows of `context` tokens."""
-    return 3 * model.forward_flops(context)
-
-
 def peak_flops(device: jax.Device | None = None) -> tuple[float, str]:
     """(FLOP/s of one device, "known" or "measured"). Simulated CPU devices share the machine, and so its measured peak."""
     device = device or jax.local_devices()[0]

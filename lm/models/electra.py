@@ -99,6 +99,10 @@ class ElectraModel(Model):
         both = encoder.body_flops(generator, context) + encoder.body_flops(discriminator, context)
         return both + encoder.head_flops(generator) + 2 * width * (width + 1)
 
+    def prediction_flops(self) -> float:
+        """The part of `forward_flops` in which the generator predicts a token."""
+        return encoder.head_flops(self.spec.generator)
+
 
 def smaller(block: transformer.Spec, share: float) -> transformer.Spec:
     """A Transformer with about that share of another's heads, of the same width each, and so of its widths."""

@@ -211,6 +211,10 @@ class EncoderModel(Model):
         """FLOPs per token of a forward pass with the logits of every token; all keys of a row count, whatever `causal` says."""
         return body_flops(self.spec, context) + head_flops(self.spec)
 
+    def prediction_flops(self) -> float:
+        """The part of `forward_flops` that predicts a token."""
+        return head_flops(self.spec)
+
 
 def body_flops(spec: Spec, context: int) -> float:
     """FLOPs per token of a body."""

@@ -165,15 +165,17 @@ class EncoderDecoderModel(EncoderDecoder):
 
     def forward_flops(self, context: int, causal: bool = True) -> float:
         """FLOPs per target token of a forward pass, with a source as long as the target."""
+        return self.pair_flops(context, context, causal) / context
+
+    def pair_flops(self, source: float, target: float, causal: bool = True) -> float:
+        """FLOPs of a forward pass over a pair of rows of these lengths."""
         s, encoder = self.spec.decoder, self.spec.encoder
-        encoding = encoder.layers * transformer.layer_flops(encoder, context)
-        decoding = s.layers * (transformer.layer_flops(s, (context + 1) / 2 if causal else context) + cross_flops(s, context))
-        return encoding + decoding + 2 * s.width * s.vocab_size
-
-
-def cross_flops(s: transformer.Spec, context: int) -> float:
-    """FLOPs per target token of reading a source as long as the target: its keys and values are made once per source token."""
-    return 2 * 2 * s.width * (s.heads + s.kv_heads) * s.head_width + 2 * 2 * context * s.heads * s.head_width
+        encoding = encoder.layers * transformer.layer_flops(encoder, source)
+        decoding = s.layers * transformer.layer_flops(s, (target + 1) / 2 if causal else target) + 2 * s.width * s.vocab_size
+        # Across: queries, outputs and the sums over the source once a target; keys and values once a source token.
+        by_target = s.layers * 4 * (s.width + source) * s.heads * s.head_width
+        by_source = s.layers * 4 * s.width * s.kv_heads * s.head_width
+        return source * (encoding + by_source) + target * (decoding + by_target)
 
 
 def _check(model, sizes: Sizes):

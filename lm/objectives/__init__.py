@@ -1,5 +1,6 @@
 """What is predicted from what, by name: an objective turns rows of data into a batch, and a batch into sums of losses."""
 
+from lm.errors import ConfigError
 from lm.objectives.base import Objective
 from lm.objectives.causal import Causal
 from lm.objectives.denoisers import Denoisers
@@ -33,6 +34,11 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 def make(config, tokenizer, source_tokenizer=None) -> Objective:
     """The objective of a config, over the ids of a tokenizer and, of pairs, of their sources' tokenizer."""
-    objective = OBJECTIVES[config.objective.name](config.objective, tokenizer, config.data.context, config.seed)
+    kind = OBJECTIVES[config.objective.name]
+    if kind.paired != (source_tokenizer is not None) and tokenizer is not None:
+        wanted, fix = (("pairs", "texts: use pairs:FILE, or set data.source_field") if kind.paired else
+                       ("texts", "pairs: set objective.name=translation"))
+        raise ConfigError(f"objective.name={config.objective.name} reads {wanted}, and data.source holds {fix}")
+    objective = kind(config.objective, tokenizer, config.data.context, config.seed)
     objective.source_tokenizer = source_tokenizer
     return objective

@@ -16,18 +16,20 @@ class Objective(abc.ABC):
     """What is predicted from what: rows of data become batches, and what a model makes of them becomes sums of losses.
 
     `options` are the config's objective section. `extra_tokens` ids of its own (a mask, sentinels) follow the tokenizer's; a row is
-    made of `raw` tokens of text; `measure` names the evaluation in lm/evaluate that can say something honest about models so trained.
+    made of `raw` tokens of text and counts as `row_tokens`; `measure` names the evaluation in lm/evaluate that can say something
+    honest about models so trained; `paired` objectives read pairs of texts, the others texts.
     """
 
     extra_tokens = 0
     measure = "likelihood"
+    paired = False
     bidirectional_prompts = False  # True where a model learns to read its prompt as a whole
     scores_text = True  # False where there is nothing to say of text that was not trained on
 
     def __init__(self, options, tokenizer, context: int, seed: int):
         self.options, self.tokenizer, self.context, self.seed = options, tokenizer, context, seed
         self.source_tokenizer = None
-        self.raw = context
+        self.raw = self.row_tokens = context
 
     @property
     def vocab_size(self) -> int:
@@ -69,3 +71,15 @@ class Objective(abc.ABC):
     def tokens(self, batch):
         """How many tokens a batch holds, padding apart."""
         return jnp.sum(batch["segments"] > 0)
+
+    def tokens_per_step(self, data) -> float:
+        """How many `tokens` a step of the data holds, on average."""
+        return data.global_batch * self.row_tokens
+
+    def forward_flops(self, model) -> float:
+        """FLOPs of a forward pass for each of `tokens`; see `lm.models.base.Model.forward_flops`."""
+        return model.forward_flops(self.context)
+
+    def train_flops(self, model) -> float:
+        """FLOPs of forward and backward for each of `tokens`; what is computed again does not count."""
+        return 3 * self.forward_flops(model)

@@ -75,6 +75,11 @@ class Masked(Corruption):
         """Shares of chosen positions at which the model sees <mask>, and a random token."""
         return self.options.mask_share, self.options.random_share
 
+    def forward_flops(self, model) -> float:
+        """FLOPs of a forward pass for each token; only as many of them as may be hidden go through the prediction's layers."""
+        predicted = min(self.width, -(-self.most // MULTIPLE) * MULTIPLE) / self.width
+        return model.forward_flops(self.width) - (1 - predicted) * model.prediction_flops()
+
     def read(self, store: TokenStore, rows: np.ndarray, examples: np.ndarray) -> Rows:
         """The rows [B] of a store; for pairs with their second halves from elsewhere where `examples` [B] say so."""
         starts = np.asarray(rows, np.int64) * self.raw

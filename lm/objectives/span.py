@@ -76,10 +76,18 @@ class Span(Corruption):
         except ValueError as error:
             raise ConfigError(f"data.context={context} is too small for objective.name={options.name}: raise it") from error
         self.width = context if self.decoder else -(-max(d.targets(self.raw) for d in self.denoisers) // MULTIPLE) * MULTIPLE
+        shares = np.array([d.rate for d in self.denoisers]) / sum(d.rate for d in self.denoisers)
+        self.inputs, self.outputs = (float(shares @ [side(d) for d in self.denoisers])
+                                     for side in (lambda d: d.inputs(self.raw), lambda d: d.targets(self.raw)))
+        self.row_tokens = self.inputs + self.outputs if self.decoder else self.outputs
         most = max(d.counts(self.raw, most=True)[1] for d in self.denoisers)
         if most > options.sentinels:
             raise ConfigError(f"rows of data.context={context} have up to {most} spans, more than objective.sentinels={options.sentinels}: "
                               f"raise it to {most}")
+
+    def forward_flops(self, model) -> float:
+        """FLOPs of a forward pass for each token of a decoder's row, or each target of an encoder-decoder."""
+        return super().forward_flops(model) if self.decoder else model.pair_flops(self.inputs, self.outputs) / self.outputs
 
     def _denoisers(self) -> list[Denoiser]:
         return [Denoiser(self.options.noise_density, self.options.mean_span)]

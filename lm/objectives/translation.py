@@ -15,10 +15,15 @@ class Translation(Objective):
     """The likelihood of targets given their sources; each row is one pair."""
 
     measure = "translation"
+    paired = True
 
     def stores(self, prepared, split: str) -> list[PairStore]:
         """The stores of a split. Raises ConfigError where the sources hold texts."""
         return prepared.pair_stores(split)
+
+    def tokens_per_step(self, data: PairData) -> float:
+        """Targets of a step, on average."""
+        return data.tokens_per_step
 
     def data(self, prepared, config) -> PairData:
         """The training pairs by buckets of length. Raises ConfigError where the sources hold texts, and for data.weights."""

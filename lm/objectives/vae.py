@@ -32,6 +32,10 @@ class VAE(Objective):
         """The documents `rows` [B] of a store, a row each."""
         return read_sentences(store, rows, self.context)
 
+    def tokens_per_step(self, data: SentenceData) -> float:
+        """Tokens of a step, on average."""
+        return data.tokens_per_step
+
     def data(self, prepared, config) -> SentenceData:
         """The documents of the training stores, a row each; what is longer than `context` tokens is cut off."""
         return SentenceData(prepared.split_stores("train"), tuple(prepared.weights), self.context, config.data.global_batch, config.seed)

@@ -61,7 +61,7 @@ class Counting:
         writers = Writers(self.workdir, metrics.tensorboard, metrics.wandb, configs.to_json(self.config), 0)
         try:
             writers.write(line)
-            self.progress.say(f"{tokens:,} tokens in {seconds:.1f} s; loss of the last batch {loss:.4f}, whose tokens were counted")
+            self.progress.say(f"{tokens:,} tokens in {seconds:.1f} s; loss of the last batch {loss:.4f}")
             if self.config.eval.split != "none":
                 writers.write(self._evaluation(counted))
         finally:
@@ -82,7 +82,7 @@ def set_up(config, workdir: pathlib.Path) -> Counting:
     prepared = prepare(config.data, config.data.tokenizer_seed, progress=True)
     objective = objectives.make(config, prepared.tokenizer)
     data = objective.data(prepared, config)
-    resolved = configs.resolve(config, configs.Facts(data.global_batch * data.context, data.steps_per_epoch, 0.0))
+    resolved = configs.resolve(config, configs.Facts(objective.tokens_per_step(data), data.steps_per_epoch, 0.0))
     note = run.start(workdir, config, resolved, prepared)
     progress = Progress(0, resolved.train.steps)
     if note:
@@ -118,6 +118,8 @@ def import_arpa(config, workdir, file: str) -> dict:
     workdir = pathlib.Path(workdir)
     with run.lock(workdir):
         job, start = set_up(config, workdir), time.perf_counter()
+        if job.config.train.steps in job.tables.steps():
+            raise ConfigError(f"{workdir} has tables already: use another --workdir")
         read = ngram.read_arpa(file, ngram.pieces_of(job.prepared.tokenizer))
         if read.order != config.model.order:
             raise ConfigError(f"{file} is of order {read.order}: set model.order={read.order}, not {config.model.order}")

@@ -16,7 +16,6 @@ from lm import config as configs
 from lm import models, objectives, optim
 from lm.data.prepare import PreparedData, prepare
 from lm.errors import ConfigError
-from lm.metrics import train_flops_per_token
 from lm.parallel import Layout, batch_sharding, make_mesh
 from lm.parallel import layout as layouts
 from lm.train.step import Shardings, TrainState, init_state, jitted_step, state_shardings
@@ -126,8 +125,7 @@ def set_up(config, workdir: str | pathlib.Path, progress: bool = False, mesh: ja
     objective = objectives.make(config, prepared.tokenizer, prepared.source_tokenizer)
     data = objective.data(prepared, config)
     model = objective.model(config, layout)
-    flops = train_flops_per_token(model, config.data.context)
-    tokens = config.data.global_batch * config.data.context
+    flops, tokens = objective.train_flops(model), objective.tokens_per_step(data)
     config = configs.resolve(config, configs.Facts(tokens, data.steps_per_epoch, flops * tokens))
     optimizer, rate = optim.optimizer(config.optim), optim.schedule(config.optim, config.train.steps)
     lay = state_shardings(model, optimizer, mesh, bool(config.train.ema), config.layout)

@@ -12,7 +12,7 @@ from lm import evaluate, run
 from lm.checkpoint import Checkpoints
 from lm.config.model_keys import NGRAM as COUNTED
 from lm.data.feed import Feed
-from lm.errors import NonFiniteError
+from lm.errors import ConfigError, NonFiniteError
 from lm.metrics import Clock, Writers, peak_flops
 from lm.metrics.writers import read_lines
 from lm.parallel import batch_sharding, processes
@@ -35,6 +35,8 @@ def train(config, workdir: str | pathlib.Path) -> dict:
     workdir = pathlib.Path(workdir)
     # The handlers stay until the lock is free, and so until the last save is on disk: a second SIGTERM must not cut it short.
     if config.model.name in COUNTED:
+        if processes.count() > 1:
+            raise ConfigError(f"model.name={config.model.name} is counted by one process: start one alone")
         with run.lock(workdir):
             return count(config, workdir)
     with Signals() as signals, run.lock(workdir) if processes.is_first() else contextlib.nullcontext():
@@ -101,7 +103,8 @@ class Loop(contextlib.AbstractContextManager):
         if self.job.mesh.size > 1:
             self.progress.say(f"layout: {layouts.describe(dict(self.job.mesh.shape), self.job.layout, self.config.layout.zero)}")
         if self.job.data.left_out:
-            self.progress.say(f"{self.job.data.left_out:,} examples are longer than data.context={self.config.data.context} and left out")
+            self.progress.say(f"{self.job.data.left_out:,} examples are longer than data.context={self.config.data.context}, and left out "
+                              "or cut")
         if self.first >= last:
             return self._result(self._last_line())
         with self.clock("peak"):

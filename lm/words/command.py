@@ -1,5 +1,6 @@
 """What `scripts/words.py` does."""
 
+import json
 import pathlib
 
 from lm.data.files import write_json
@@ -51,5 +52,8 @@ def keep(workdir: str, result: dict):
     """Leaves what a run's vectors scored in its scores/words.json, for scripts/results.py."""
     told = {"similarity": result["similarity"]["rho"]} if "similarity" in result else {}
     told |= {"analogy": result["analogies"]["accuracy"]} if "analogies" in result else {}
+    file = pathlib.Path(workdir) / "scores" / "words.json"
     if told:
-        write_json(pathlib.Path(workdir) / "scores" / "words.json", told)
+        before = json.loads(file.read_text()) if file.exists() else {}
+        kept = before if before.get("step") == result.get("step") else {}
+        write_json(file, kept | {"step": result.get("step")} | told)

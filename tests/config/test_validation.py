@@ -117,11 +117,11 @@ def test_neighbours_of_wrong_combinations_are_right(values):
 @pytest.mark.parametrize("name", [name for name, key in SCHEMA.items() if key.families])
 def test_keys_of_another_family_must_stay_at_their_default(name):
     key = SCHEMA[name]
-    family = next(family for family in ("transformer", "lstm", "encoder") if family not in key.families)
+    family = next(family for family in ("transformer", "lstm", "encoder", "ngram") if family not in key.families)
     if key.choices:
         other = next(choice for choice in key.choices if choice != key.default)
     elif isinstance(key.default, float):
-        other = key.default / 2
+        other = key.default / 2 or 0.5
     else:
         by_kind = {"strings": ("query",), "floats": (2.0,)}
         other = (not key.default) if isinstance(key.default, bool) else by_kind[key.kind] if key.kind in by_kind else key.default + 2

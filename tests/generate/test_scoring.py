@@ -24,7 +24,7 @@ def workdir(tmp_path_factory):
 
 
 def test_the_pairs_of_a_split_are_texts_that_fit(workdir):
-    run, _ = scoring.translator_of(workdir)
+    run, _, _ = scoring.translator_of(workdir)
     pairs = [pair for split in ("train", "validation") for pair in scoring.pairs_of(run, split, 0)]
     assert len(pairs) == 60 and all(source == target[1:] + target[0] for source, target in pairs)
     assert scoring.pairs_of(run, "train", 3) == scoring.pairs_of(run, "train", 0)[:3]
@@ -43,5 +43,5 @@ def test_a_run_that_reads_no_source_is_refused(workdir, tmp_path):
              "data.context": "8", "data.global_batch": "2", "data.validation_fraction": "0", "train.steps": "2", "data.workers": "1",
              "metrics.tensorboard": "false", "eval.split": "none"}
     train(configs.validate(configs.override(configs.default(), given)), tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"model.name=ngram, which reads no source: use scripts/generate\.py"):
+    with pytest.raises(ConfigError, match=r"model.name=ngram and objective.name=causal, which translates nothing"):
         scoring.translator_of(tmp_path / "run")

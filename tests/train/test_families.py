@@ -47,13 +47,14 @@ def tiny(texts, objective, family, **overrides):
     """A config of a family that compiles in a second or two."""
     source = {"data.source": f"pairs:{texts}/pairs.tsv"} if objective == "translation" else {"data.source": f"text:{texts}/text.txt"}
     given = {
-        "model.name": family, "objective.name": objective, "model.width": "16", "model.layers": "1", "data.documents": "line",
+        "model.name": family, "objective.name": objective, "data.documents": "line",
         "data.tokenizer": "bytes", "data.context": "32", "data.global_batch": "8", "data.validation_fraction": "0.2", "data.workers": "1",
         "train.steps": "3", "train.log_every": "1", "metrics.tensorboard": "false", "metrics.peak_flops": "1e9", "checkpoint.every": "2",
         "eval.every": "0", **source,
     }
     schema = configs.SCHEMA
-    given |= {name: "2" for name in ("model.heads",) if family in (schema[name].families or ())}
+    given |= {name: value for name, value in {"model.heads": "2", "model.width": "16", "model.layers": "1", "model.classes": "6"}.items()
+              if family in schema[name].families}
     if objective in ("span", "denoisers"):
         form = "decoder" if family == "transformer" else "encoder_decoder"
         given |= {"objective.sentinels": "20", "data.context": "48", "objective.form": form}

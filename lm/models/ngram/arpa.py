@@ -111,7 +111,10 @@ def _spelled(tables: dict, n: int, rows: np.ndarray) -> np.ndarray:
 
 
 def read_arpa(path, pieces: Sequence[str], dtype=np.float32) -> NGram:
-    """The model in a file whose words are the escaped pieces [V]; an <unk> that is no piece is passed over.
+    """The model in a file whose words are the escaped pieces [V].
+
+    KenLM and others list only what they have seen: pieces without a 1-gram get the probability of <unk>, where it has one, and a <s> of
+    probability 1, which is how they write that it is never predicted, has none.
 
     Raises DataError, with the line, for a file that is damaged or has other words.
     """
@@ -135,6 +138,7 @@ class _Reader:
     def __init__(self, path, numbers: dict[str, int], vocab_size: int):
         self.path, self.numbers, self.vocab_size = pathlib.Path(path), numbers, vocab_size
         self.lines, self.number = iter(()), 0
+        self.unknown = _NEVER
 
     def fail(self, what: str, line: int | None = None):
         """Raises DataError for a line, by default the last one read."""
@@ -183,7 +187,7 @@ class _Reader:
         return section
 
     def entry(self, section: "_Section", fields: list[str], n: int, weighted: bool) -> None:
-        """Puts the n-gram of one line into its section, unless it is an <unk> that is no piece."""
+        """Puts the n-gram of one line into its section; of an <unk> that is no piece the probability is kept."""
         if not n + 1 <= len(fields) <= n + 1 + weighted:
             self.fail(f"this is no {n}-gram")
         try:
@@ -192,13 +196,17 @@ class _Reader:
             self.fail("there is no number where one belongs")
         if not (prob <= 0 and math.isfinite(prob) and math.isfinite(weight)):
             self.fail(f"{fields[0]} is no log-probability, or the weight is not finite")
+        if fields[1:2] == ["<s>"] and n == 1 and prob == 0:
+            prob = _NEVER
         words = [self.numbers.get(word) for word in fields[1 : n + 1]]
         if None not in words:
             section.ids.extend(words)
             section.probs.append(prob)
             section.weights.append(weight)
             section.lines.append(self.number)
-        elif fields[1:2] != ["<unk>"] or n > 1:
+        elif fields[1:2] == ["<unk>"] and n == 1:
+            self.unknown = prob
+        else:
             self.fail(f"the word {fields[1 + words.index(None)]!r} is not in the vocabulary")
 
 
@@ -232,8 +240,14 @@ def _tables(reader: _Reader, sections: list[_Section], vocab_size: int, dtype) -
         if len(twice := np.flatnonzero(key[1:] == key[:-1])):
             reader.fail(f"this {n}-gram is here twice", section.lines[order[twice[0] + 1]])
         if n == 1 and len(key) != vocab_size:
-            lost = np.setdiff1d(np.arange(vocab_size), key)[0]
-            reader.fail(f"up to here the word {list(reader.numbers)[lost]!r} of the vocabulary has no 1-gram")
+            lost = np.setdiff1d(np.arange(vocab_size), key)
+            if reader.unknown <= _NEVER:
+                reader.fail(f"up to here the word {list(reader.numbers)[lost[0]]!r} of the vocabulary has no 1-gram, nor has <unk>")
+            section.probs.extend([reader.unknown] * len(lost))
+            section.weights.extend([0.0] * len(lost))
+            key = np.concatenate([key, lost])
+            order = np.argsort(np.concatenate([ids[:, -1], lost]), kind="stable")
+            key = np.sort(key)
         keys.append(key)
         tables[f"log_probs_{n}"] = _natural(section.probs)[order].astype(dtype)
         if n > 1:

@@ -1,6 +1,7 @@
 """Fitting an n-gram model: counts, smoothing, and tables in back-off form (see `lookup` for them)."""
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -101,9 +102,14 @@ def _smooth(trie: Trie, vocab_size, bos_id, smoothing, add_k, discounts, kept):
             order = rules.Order(counts[0], np.zeros(vocab_size, np.int64), 1, lower, kept[0])
         if smoothing == "kneser_ney":
             given = rules.kneser_ney_discounts(counts[n]) if discounts is None else discounts[n]
+            if discounts is None and given is rules.FALLBACK_DISCOUNTS:
+                warnings.warn(f"{n + 1}-grams: counts of counts give no discounts; 0.5, 1 and 1.5 are taken, as by KenLM", stacklevel=2)
             prob, weight = rules.kneser_ney(order, given)
         elif smoothing == "katz":
-            prob, weight = rules.katz(order, vocab_size, rules.katz_discounts(counts[n]))
+            factors = rules.katz_discounts(counts[n])
+            if not len(factors):
+                warnings.warn(f"{n + 1}-grams: counts of counts give no Good-Turing discounts, 0.5 is taken from every count", stacklevel=2)
+            prob, weight = rules.katz(order, vocab_size, factors)
         else:
             # A history is whole when it has order - 1 tokens, or begins with bos.
             final = np.ones(len(counts[n]), bool) if n == highest else anchored[n] & (n > 0)

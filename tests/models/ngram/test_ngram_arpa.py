@@ -177,3 +177,15 @@ def test_kenlm_reads_the_same_probabilities(tmp_path, order, prune, smoothing):
     for row, wanted in zip(targets, ours, strict=True):
         sentence = " ".join(arpa.escape(PIECES[i]) for i in row[:-1])
         np.testing.assert_allclose([score for score, _, unknown in peer.full_scores(sentence) if not unknown], wanted, atol=2e-5)
+
+
+def test_what_kenlm_leaves_out_gets_the_share_of_unknown_words(tmp_path):
+    path = tmp_path / "a.arpa"
+    path.write_text("\\data\\\nngram 1=5\nngram 2=2\n\n\\1-grams:\n-0.9\t<unk>\t0\n0\t<s>\t-0.3\n-0.7\t</s>\t0\n-0.5\tb\t-0.2\n"
+                    "-0.6\ta\t-0.1\n\n\\2-grams:\n-0.25\t<s> a\n-0.35\ta b\n\n\\end\\\n")
+    model = read_arpa(path, ["<pad>", "<s>", "</s>", "a", "b", "c"], np.float64)
+    history = np.array([[1], [3], [5]])
+    probs = model.distribution(history) / np.log(10)
+    expected = [[-1.0, -0.25, -0.8, -1.2], [-0.8, -0.7, -0.35, -1.0], [-0.7, -0.6, -0.5, -0.9]]
+    np.testing.assert_allclose(probs[:, 2:], expected, atol=1e-12)
+    assert (probs[:, 1] == -np.inf).all()  # <s> is never predicted
