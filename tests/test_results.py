@@ -33,8 +33,11 @@ def test_a_row_says_what_training_cost_and_what_the_evaluation_said(workdir):
 
 def test_scores_of_other_commands_are_told_too(workdir):
     (workdir / "scores").mkdir()
-    (workdir / "scores" / "translation.json").write_text('{"bleu": 12.5}')
+    (workdir / "scores" / "translation.json").write_text('{"bleu": 12.5, "step": 5, "split": "validation"}')
     assert results.result_of(workdir)["bleu"] == 12.5
+    for other in ('{"bleu": 12.5, "step": 4, "split": "validation"}', '{"bleu": 12.5, "step": 5, "split": "train"}'):
+        (workdir / "scores" / "translation.json").write_text(other)
+        assert "bleu" not in results.result_of(workdir)
 
 
 def test_tables_take_the_place_that_is_marked_and_nothing_else(workdir, tmp_path):

@@ -54,9 +54,8 @@ def words_per_second(run: Run) -> float:
 
 def _sentences(store, tokenizer) -> Iterator[list[str]]:
     """The words of a store's documents that have a vector, cut where gensim would drop the rest."""
-    names = np.array(["", *tokenizer.words], object)
+    names = np.array(tokenizer.words, object)
     for tokens in store.read_documents(np.arange(store.num_documents)):
-        words = names[np.maximum(tokens - tokenizer.first_word + 1, 0)]
-        words = words[words != ""].tolist()
+        words = names[tokens[tokens >= tokenizer.first_word]].tolist()
         for first in range(0, len(words), _SENTENCE):
             yield words[first : first + _SENTENCE]

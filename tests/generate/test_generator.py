@@ -24,6 +24,9 @@ class Letters:
 
     pad_id, bos_id, eos_id = PAD, BOS, EOS
 
+    def __init__(self, vocab_size=0):
+        self.vocab_size = vocab_size
+
     def encode(self, text):
         return np.array([ord(letter) - ord("a") + 3 for letter in text], np.int32)
 
@@ -39,7 +42,7 @@ def generator(name, vocab, seed=0, **settings):
     # Drawn as [D, V]: with these logits, and the seeds below, some completions end and others do not.
     matrix = params["unembedding"]["kernel"]
     params["unembedding"]["kernel"] = matrix.reshape(matrix.shape[::-1]).T
-    return Generator(model, params, Letters())
+    return Generator(model, params, Letters(vocab))
 
 
 @pytest.fixture(scope="module", params=[("transformer", {"positions": "learned", "seed": 4}), ("gru", {})], ids=["transformer", "gru"])

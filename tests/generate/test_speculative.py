@@ -26,7 +26,7 @@ def target(request):
 def drafting(target, name, seed):
     """The target with a draft model of another family."""
     draft = generator(name, 7, seed=seed, **({"positions": "learned"} if name == "transformer" else {}))
-    return Generator(target.model, target.params, Letters(), (draft.model, draft.params))
+    return Generator(target.model, target.params, Letters(target.model.vocab_size), (draft.model, draft.params))
 
 
 @pytest.mark.parametrize("by", ["lookup", "transformer", "lstm"])
@@ -106,7 +106,7 @@ def test_what_is_verified_is_distributed_as_p_whatever_q():
 
 def test_a_model_that_drafts_for_itself_is_always_right():
     target = generator("transformer", 7, positions="learned", seed=5)
-    fast = Generator(target.model, target.params, Letters(), (target.model, target.params))
+    fast = Generator(target.model, target.params, Letters(target.model.vocab_size), (target.model, target.params))
     (completion,) = fast(["ab"], max_tokens=13, sampling=GREEDY, drafts=3)
     written = len(completion.tokens) + completion.ended
     # The first token, then four a pass.
@@ -143,4 +143,4 @@ def test_impossible_drafts_are_an_error(settings):
 def test_a_draft_model_needs_the_same_tokens():
     one, other = generator("gru", 7), generator("gru", 8)
     with pytest.raises(ConfigError, match="has 8 tokens and the model 7"):
-        Generator(one.model, one.params, Letters(), (other.model, other.params))
+        Generator(one.model, one.params, Letters(one.model.vocab_size), (other.model, other.params))
