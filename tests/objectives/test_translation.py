@@ -71,10 +71,10 @@ def test_a_config_can_name_it():
     chosen = settings()
     chosen.objective.name, chosen.objective.label_smoothing = "translation", 0.1
     made = make(chosen, TOKENIZER, TOKENIZER)
-    with pytest.raises(ConfigError, match="objective.name=translation reads pairs, and data.source holds texts"):
+    with pytest.raises(ConfigError, match=r"objective\.name=translation reads pairs, and data.source holds texts"):
         make(chosen, TOKENIZER)
     chosen.objective.name = "causal"
-    with pytest.raises(ConfigError, match="objective.name=causal reads texts, and data.source holds pairs"):
+    with pytest.raises(ConfigError, match=r"objective\.name=causal reads texts, and data.source holds pairs"):
         make(chosen, TOKENIZER, TOKENIZER)
     assert isinstance(made, Translation) and made.vocab_size == TOKENIZER.vocab_size and made.options.label_smoothing == 0.1
 
