@@ -1,6 +1,9 @@
 """A BERT (Devlin et al. 2019), its rows of 128 tokens without pairs of sentences: 4 layers, 256 wide.
 
-COMMAND
+    python scripts/train.py --config=configs/lineage/bert.py --workdir=runs/bert
+
+Expect: 27.3% of the hidden tokens right, 4.57 nats for each, 1.67 pseudo-bits per byte on the validation split after 200 steps, in 4.9
+minutes of training on 2 busy cores of an AMD EPYC (Zen 4).
 """
 
 from lm.config import default

@@ -1,6 +1,9 @@
 """An ELECTRA (Clark et al. 2020): generator and discriminator of 4 layers, 256 wide the latter.
 
-COMMAND
+    python scripts/train.py --config=configs/lineage/electra.py --workdir=runs/electra
+
+Expect: 85.2% of the tokens told right where 14.8% are replaced, of which 0.0% are detected on the validation split after 100 steps, in
+1.9 minutes of training on 2 busy cores of an AMD EPYC (Zen 4).
 """
 
 from lm.config import default

@@ -1,6 +1,9 @@
 """A GRU language model (Cho et al. 2014; Chung et al. 2014): 2 layers, 448 wide.
 
-COMMAND
+    python scripts/train.py --config=configs/lineage/gru.py --workdir=runs/gru
+
+Expect: 1.517 bits per byte on the validation split after 655,360 tokens, in 2.6 minutes of training on 2 busy cores of an AMD EPYC (Zen
+4).
 """
 
 from lm.config import default

@@ -1,4 +1,10 @@
-"""A hidden Markov model of 256 classes, trained by stepwise EM (Liang and Klein 2009)."""
+"""A hidden Markov model of 256 classes, trained by stepwise EM (Liang and Klein 2009).
+
+    python scripts/train.py --config=configs/lineage/hmm.py --workdir=runs/hmm
+
+Expect: 1.856 bits per byte on the validation split after 655,360 tokens, in 9 seconds of training on 2 busy cores of an AMD EPYC (Zen
+4).
+"""
 
 from lm.config import default
 

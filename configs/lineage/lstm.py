@@ -1,6 +1,9 @@
 """An LSTM language model (Sundermeyer et al. 2012): 2 layers, 416 wide.
 
-COMMAND
+    python scripts/train.py --config=configs/lineage/lstm.py --workdir=runs/lstm
+
+Expect: 1.537 bits per byte on the validation split after 655,360 tokens, in 3.0 minutes of training on 2 busy cores of an AMD EPYC (Zen
+4).
 """
 
 from lm.config import default

@@ -1,4 +1,10 @@
-"""The neural probabilistic language model (Bengio et al. 2003): the last 8 tokens, one tanh layer, direct connections."""
+"""The neural probabilistic language model (Bengio et al. 2003): the last 8 tokens, one tanh layer, direct connections.
+
+    python scripts/train.py --config=configs/lineage/nplm.py --workdir=runs/nplm
+
+Expect: 1.642 bits per byte on the validation split after 655,360 tokens, in 1.9 minutes of training on 2 busy cores of an AMD EPYC (Zen
+4).
+"""
 
 from lm.config import default
 

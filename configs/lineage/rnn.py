@@ -1,6 +1,9 @@
 """An Elman RNN language model (Mikolov et al. 2010): 2 layers, 512 wide.
 
-COMMAND
+    python scripts/train.py --config=configs/lineage/rnn.py --workdir=runs/rnn
+
+Expect: 1.587 bits per byte on the validation split after 655,360 tokens, in 2.0 minutes of training on 2 busy cores of an AMD EPYC (Zen
+4).
 """
 
 from lm.config import default

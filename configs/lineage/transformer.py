@@ -1,6 +1,9 @@
 """A decoder Transformer (Vaswani et al. 2017; Radford et al. 2018) of today: 4 layers, 256 wide.
 
-COMMAND
+    python scripts/train.py --config=configs/lineage/transformer.py --workdir=runs/transformer
+
+Expect: 1.583 bits per byte on the validation split after 655,360 tokens, in 3.3 minutes of training on 2 busy cores of an AMD EPYC (Zen
+4).
 """
 
 from lm.config import default

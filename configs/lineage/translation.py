@@ -1,6 +1,12 @@
 """Translation by four encoder-decoders at the same training FLOPs: translation.py:none, :bahdanau, :luong and :transformer.
 
-COMMAND
+    python scripts/train.py --config=configs/lineage/translation.py:transformer \\
+        --config.data.source=pairs:FILE.tsv --workdir=runs/translation
+    python scripts/translate.py --workdir=runs/translation --split=validation --limit=400 --tokenize=zh
+
+Expect, for 24,267 pairs of LibreOffice's help in English and Chinese (Debian packages libreoffice-help-en-us and -zh-cn), BLEU: none
+13.4 (and 1.227 bits per byte of the target); luong 35.5 (and 0.900 bits per byte of the target); transformer 13.0 (and 1.155 bits per
+byte of the target). So little training makes no translator: the order is what there is to see.
 """
 
 from lm.config import default
@@ -29,7 +35,7 @@ def get_config(kind="transformer"):
     config.data.context = 64
     config.data.buckets = (8, 16, 32)
     config.data.global_batch = 32
-    config.train.steps = "1.2e13 flops"
+    config.train.steps = "6.9e12 flops"
     config.optim.name = "muon"
     config.optim.muon_learning_rate = 0.05
     config.optim.learning_rate = 0.02

@@ -1,6 +1,8 @@
 """An encoder-decoder with UL2's mixture of denoisers (Tay et al. 2022): 3 + 3 layers, 256 wide.
 
-COMMAND
+    python scripts/train.py --config=configs/lineage/ul2.py --workdir=runs/ul2
+
+Not measured yet.
 """
 
 from lm.config import default
