@@ -126,7 +126,7 @@ def _check_em(config):
     if optim.name != "em":
         return
     needed = {"optim.learning_rate": 1.0, "optim.schedule": "constant", "optim.warmup": 0, "optim.clip": 0.0, "optim.weight_decay": 0.0,
-              "train.z_loss": 0.0, "train.ema": 0.0, "model.dtype": "float32"}
+              "train.z_loss": 0.0, "train.ema": 0.0}
     for name, value in needed.items():
         section, leaf = name.split(".")
         if config[section][leaf] != value:
