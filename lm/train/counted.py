@@ -80,7 +80,7 @@ class Counting:
 def set_up(config, workdir: pathlib.Path) -> Counting:
     """Prepares the data and starts the run directory, or checks that it is that of the same run."""
     prepared = prepare(config.data, config.data.tokenizer_seed, progress=True)
-    objective = objectives.make(config, prepared.tokenizer)
+    objective = objectives.make(config, prepared.tokenizer, prepared.source_tokenizer)
     data = objective.data(prepared, config)
     resolved = configs.resolve(config, configs.Facts(objective.tokens_per_step(data), data.steps_per_epoch, 0.0))
     note = run.start(workdir, config, resolved, prepared)
