@@ -19,9 +19,9 @@ import jax
 from lm import config as configs
 from lm import models, objectives
 from lm.checkpoint import Checkpoints
-from lm.data.prepare import PreparedData
+from lm.data.prepare import PreparedData, prepare
 from lm.data.tokenizers import Tokenizer, load_tokenizer
-from lm.errors import CheckpointError, ConfigError, writing
+from lm.errors import CheckpointError, ConfigError, DataError, writing
 from lm.tables import Tables
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy", "sentencepiece")
@@ -37,6 +37,17 @@ class Run:
     model: models.Model
     objective: objectives.Objective
     checkpoints: Checkpoints
+
+    def check_data(self, fingerprint: str, otherwise: str = ""):
+        """DataError, which ends with what to do `otherwise`, when data of this fingerprint is not what the run was trained on."""
+        if fingerprint != json.loads((self.workdir / "config.json").read_text())["data"]:
+            raise DataError(f"the data of {self.workdir} has changed since it was trained: restore it{otherwise}")
+
+    def prepare(self, otherwise: str = "") -> PreparedData:
+        """The run's data; see `check_data`."""
+        prepared = prepare(self.config.data, self.config.data.tokenizer_seed, progress=True)
+        self.check_data(prepared.fingerprint, otherwise)
+        return prepared
 
     def abstract_parameters(self) -> dict:
         """Shapes and types of the parameters."""

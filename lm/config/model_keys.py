@@ -9,6 +9,8 @@ ENCODER_DECODER = ("encoder_decoder",)
 ENCODERS = ("encoder", "electra")
 NPLM, HMM, NGRAM, WORD2VEC, GLOVE, VAE = ("nplm",), ("hmm",), ("ngram",), ("word2vec",), ("glove",), ("vae",)
 FAMILIES = TRANSFORMERS + RECURRENT + NPLM + HMM + NGRAM + SEQ2SEQ + ENCODER_DECODER + ENCODERS + WORD2VEC + GLOVE + VAE
+# What is made by counting, without gradients.
+COUNTED = NGRAM
 # Families with a stack of layers, and those with matrices at all.
 DEEP = TRANSFORMERS + RECURRENT + SEQ2SEQ + ENCODER_DECODER + ENCODERS + VAE
 NEURAL = DEEP + NPLM + WORD2VEC + GLOVE

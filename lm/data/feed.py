@@ -59,8 +59,12 @@ class TrainingData:
         pieces = []
         for source in np.unique(sources):
             places = np.flatnonzero(sources == source)
-            pieces.append((places, read_rows(self.stores[source], rows[places] * self.context, self.context), examples[places]))
+            pieces.append((places, self._read(self.stores[source], rows[places], examples[places]), examples[places]))
         return pieces
+
+    def _read(self, store: TokenStore, rows: np.ndarray, examples: np.ndarray) -> Rows:
+        """Some rows [B] of a store, which are the examples of these indices."""
+        return read_rows(store, rows * self.context, self.context)
 
     def batch(self, step: int, build: Callable[[Rows, np.ndarray], dict], part: slice | np.ndarray = slice(None)) -> dict[str, np.ndarray]:
         """The batch of a step, or some of its rows, as `build` makes it from rows and the indices of their examples."""

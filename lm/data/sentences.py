@@ -58,23 +58,13 @@ class SentenceData(TrainingData):
         """Which document is which example."""
         return Order(tuple(store.num_documents for store in self.stores), self.weights, self.seed)
 
-    def rows(self, step: int, part: slice | np.ndarray = slice(None)) -> list[tuple[np.ndarray, Rows, np.ndarray]]:
-        """(places in the batch, rows, indices of the examples) for each source in a part of the batch of a step (counted from 0)."""
-        examples = self._examples(step)[part]
-        sources, documents = self.order.locate(examples)
-        pieces = []
-        for source in np.unique(sources):
-            places = np.flatnonzero(sources == source)
-            pieces.append((places, read_sentences(self.stores[source], documents[places], self.context), examples[places]))
-        return pieces
+    def _read(self, store: TokenStore, rows: np.ndarray, examples: np.ndarray) -> Rows:
+        return read_sentences(store, rows, self.context)
 
     def documents(self, step: int) -> list[str]:
         """Ids of the documents in the batch of a step, in the order of the rows, each once."""
-        located = zip(*self.order.locate(self._examples(step)), strict=True)
+        located = zip(*self.order.locate(np.arange(self.global_batch) + step * self.global_batch), strict=True)
         return list(dict.fromkeys(self.stores[source].document_id(int(document)) for source, document in located))
-
-    def _examples(self, step):
-        return np.arange(self.global_batch) + step * self.global_batch
 
 
 def fitting(store: TokenStore, length: int, stop: int | None = None) -> np.ndarray:

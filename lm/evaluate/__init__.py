@@ -1,15 +1,12 @@
 """Evaluation: what each objective can honestly report of a model, on a split of its data or on other text."""
 
-import json
-
 import jax
 
 from lm.data.buckets import bucket_lengths
 from lm.data.pairs import PairStore
-from lm.data.prepare import prepare
 from lm.data.sources import open_source
 from lm.data.store import TokenStore
-from lm.errors import ConfigError, DataError
+from lm.errors import ConfigError
 from lm.evaluate import denoising, likelihood, lower_bound, translation
 from lm.parallel import AXES, Layout, make_mesh, replicated
 from lm.run import Run, open_run
@@ -84,20 +81,13 @@ def evaluate_run(workdir, step: int | None = None, split: str = "validation", da
         raise ConfigError(f"batch={batch} is not allowed: it must be at least 1")
     if stride is not None and not 1 <= stride <= run.config.data.context:
         raise ConfigError(f"stride={stride} is not allowed: it must be from 1 to data.context={run.config.data.context}")
-    stores = _other_stores(run, data) if data else _split_stores(run, split)
+    stores = _other_stores(run, data) if data else run.objective.stores(run.prepare(", or use --data=FILE"), split)
     mesh = make_mesh(dict.fromkeys(AXES, 1) | {"replica": -1})
     params, step = run.parameters(replicated(mesh), step)
     config = run.config
     evaluator = make(config, run.objective, run.model, mesh, replicated(mesh), batch=batch, stride=stride)
     with jax.set_mesh(mesh):
         return {"step": step, **evaluator(params, stores), "split": None if data else split, "data": data}
-
-
-def _split_stores(run: Run, split: str) -> list[TokenStore]:
-    prepared = prepare(run.config.data, run.config.data.tokenizer_seed, progress=True)
-    if prepared.fingerprint != json.loads((run.workdir / "config.json").read_text())["data"]:
-        raise DataError(f"the data of {run.workdir} has changed since it was trained: restore it, or use --data=FILE")
-    return run.objective.stores(prepared, split)
 
 
 def _other_stores(run: Run, data: str) -> list:

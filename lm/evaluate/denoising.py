@@ -14,7 +14,7 @@ from lm.data.packing import Rows, count_rows, read_rows
 from lm.data.store import TokenStore
 from lm.evaluate.likelihood import on_devices, whole_documents
 from lm.parallel import Layout, batch_sharding, replicated
-from lm.parallel.layout import row_multiple
+from lm.parallel.layout import rows_of
 
 
 class Corrupted:
@@ -23,8 +23,7 @@ class Corrupted:
     def __init__(self, objective, model, mesh, batch: int, shardings=None, layout: Layout = Layout(), chunk: int = 0,  # noqa: B008
                  pseudo_tokens: int = 0):
         """`batch` is rounded up to what the mesh and the layout can cut; `pseudo_tokens`: see MaskedText."""
-        multiple = row_multiple(dict(mesh.shape), layout)
-        self.batch = -(-batch // multiple) * multiple
+        self.batch = rows_of(batch, mesh, layout)
         self.objective, self.pseudo_tokens = objective, pseudo_tokens
         self._sharding = batch_sharding(mesh)
         self._score = jax.jit(lambda params, batch: self.sums(model, params, batch, chunk), in_shardings=(shardings, self._sharding),

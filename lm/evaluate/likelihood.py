@@ -17,7 +17,7 @@ from lm.errors import DataError
 from lm.models import CountedModel
 from lm.objectives import causal
 from lm.parallel import Layout, batch_sharding, replicated
-from lm.parallel.layout import row_multiple
+from lm.parallel.layout import rows_of
 
 
 @dataclasses.dataclass
@@ -48,8 +48,7 @@ class Evaluator:
     def __init__(self, model, mesh, bos_id: int, context: int, batch: int, stride: int = 0, param_shardings=None,
                  layout: Layout = Layout(), loss_chunk: int = 0):  # noqa: B008 - it is immutable
         """`batch` is rounded up to what the mesh and the layout can cut."""
-        multiple = row_multiple(dict(mesh.shape), layout)
-        self.batch = -(-batch // multiple) * multiple
+        self.batch = rows_of(batch, mesh, layout)
         self.context, self.stride, self.bos_id = context, stride or context, bos_id
         self._sharding = batch_sharding(mesh)
         self._counted = isinstance(model, CountedModel)

@@ -12,7 +12,7 @@ from lm.errors import DataError
 from lm.evaluate.likelihood import on_devices, whole_documents
 from lm.objectives.vae import elbo, importance_bound
 from lm.parallel import Layout, batch_sharding, replicated
-from lm.parallel.layout import row_multiple
+from lm.parallel.layout import rows_of
 
 SAMPLES = 16  # codes of a sentence for the tighter bound
 
@@ -25,8 +25,7 @@ class Evaluator:
 
     def __init__(self, objective, model, mesh, batch: int, shardings=None, layout: Layout = Layout(), chunk: int = 0):  # noqa: B008
         """`batch` is rounded up to what the mesh and the layout can cut."""
-        multiple = row_multiple(dict(mesh.shape), layout)
-        self.batch = -(-batch // multiple) * multiple
+        self.batch = rows_of(batch, mesh, layout)
         self.objective = objective
         self._sharding = batch_sharding(mesh)
 

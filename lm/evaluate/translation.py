@@ -10,7 +10,7 @@ from lm.errors import DataError
 from lm.evaluate.likelihood import on_devices, summary, whole_documents
 from lm.objectives import causal
 from lm.parallel import Layout, batch_sharding, replicated
-from lm.parallel.layout import row_multiple
+from lm.parallel.layout import rows_of
 
 
 class Evaluator:
@@ -19,8 +19,7 @@ class Evaluator:
     def __init__(self, objective, model, mesh, lengths: tuple[int, ...], batch: int, shardings=None,
                  layout: Layout = Layout(), chunk: int = 0):  # noqa: B008 - it is immutable
         """`batch` is rounded up to what the mesh and the layout can cut."""
-        multiple = row_multiple(dict(mesh.shape), layout)
-        self.batch = -(-batch // multiple) * multiple
+        self.batch = rows_of(batch, mesh, layout)
         self.objective, self.lengths = objective, lengths
         self._sharding = batch_sharding(mesh)
         self._score = jax.jit(lambda params, batch: causal.token_nats(model, params, batch, chunk),

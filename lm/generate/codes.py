@@ -7,6 +7,7 @@ from lm.data.packing import Rows
 from lm.data.sentences import read_sentences
 from lm.data.store import TokenStore
 from lm.errors import ConfigError
+from lm.generate.sampling import banned
 from lm.models.hmm import HiddenMarkovModel
 from lm.models.vae import SentenceVAEModel
 from lm.objectives.causal import batch_of
@@ -34,9 +35,8 @@ class Codes:
             raise ConfigError(f"{workdir} has model.name={self.run.config.model.name}, which has no codes: use a run with model.name=vae")
         self.params, _ = self.run.parameters(step=step)
         tokenizer = self.run.tokenizer
-        banned = sorted({tokenizer.pad_id, tokenizer.bos_id, *range(tokenizer.vocab_size, self.run.model.vocab_size)} - {tokenizer.eos_id})
         self._end = {"max_len": self.run.config.data.context, "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id,
-                     "banned": tuple(banned)}
+                     "banned": banned(tokenizer, self.run.model)}
 
     def _batch(self, texts: list[str]) -> dict:
         return batch_of(rows_of(self.run, texts), self.run.tokenizer.bos_id)

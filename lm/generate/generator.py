@@ -14,7 +14,7 @@ import numpy as np
 from lm.errors import ConfigError
 from lm.generate import loops
 from lm.generate.drafts import Draft, Lookup
-from lm.generate.sampling import UNCHANGED, Sampling
+from lm.generate.sampling import UNCHANGED, Sampling, banned
 from lm.generate.speculative import speculate
 
 SMALLEST_BUCKET = 16
@@ -49,9 +49,7 @@ class Generator:
         if draft and draft[0].vocab_size != model.vocab_size:
             raise ConfigError(f"the draft model has {draft[0].vocab_size} tokens and the model {model.vocab_size}: use the same tokenizer")
         self.seconds = self.tokens_per_pass = 0.0
-        # An objective's own tokens, which are no text, come after the tokenizer's.
-        banned = {tokenizer.pad_id, tokenizer.bos_id, *range(tokenizer.vocab_size, model.vocab_size)} - {tokenizer.eos_id}
-        self._fixed = {"model": loops.Prefixed(model) if prefix else model, "eos_id": tokenizer.eos_id, "banned": tuple(sorted(banned))}
+        self._fixed = {"model": loops.Prefixed(model) if prefix else model, "eos_id": tokenizer.eos_id, "banned": banned(tokenizer, model)}
         self._compiled = functools.lru_cache(maxsize=64)(self._compile)
 
     def __call__(self, prompts: list[str | np.ndarray], max_tokens: int | None = None, sampling: Sampling = UNCHANGED, beams: int = 0,

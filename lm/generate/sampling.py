@@ -28,6 +28,11 @@ class Sampling:
 UNCHANGED = Sampling()  # the model's own distribution
 
 
+def banned(tokenizer, model) -> tuple[int, ...]:
+    """Ids that are never written, rising: padding, bos, and an objective's own tokens, which are no text and come after the tokenizer's."""
+    return tuple(sorted({tokenizer.pad_id, tokenizer.bos_id, *range(tokenizer.vocab_size, model.vocab_size)} - {tokenizer.eos_id}))
+
+
 def truncate(logits, sampling: Sampling):
     """Logits [..., V] with tokens outside the top_k and the top_p (smallest set of at least that probability) at -inf."""
     if sampling.top_k and sampling.top_k < logits.shape[-1]:

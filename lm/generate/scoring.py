@@ -1,12 +1,10 @@
 """How well a run translates: BLEU on a split of its pairs."""
 
-import json
 import time
 
 import numpy as np
 
 from lm.data.files import write_json
-from lm.data.prepare import prepare
 from lm.errors import ConfigError, DataError
 from lm.generate.translate import Translator, bleu, source_batch
 from lm.run import Run, open_run
@@ -24,9 +22,7 @@ def translator_of(workdir, step: int | None = None) -> tuple[Run, Translator, in
 
 def pairs_of(run: Run, split: str, limit: int) -> list[tuple[str, str]]:
     """The first `limit` pairs of texts of a split (0 is all) whose source fits the model."""
-    prepared = prepare(run.config.data, run.config.data.tokenizer_seed, progress=True)
-    if prepared.fingerprint != json.loads((run.workdir / "config.json").read_text())["data"]:
-        raise DataError(f"the data of {run.workdir} has changed since it was trained: restore it, or use --input=FILE")
+    prepared = run.prepare(", or use --input=FILE")
     most, found = run.model.max_positions or run.config.data.context, []
     for store in prepared.pair_stores(split):
         fitting = np.flatnonzero(np.diff(store.source.offsets) <= most)

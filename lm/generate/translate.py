@@ -15,6 +15,7 @@ import numpy as np
 from lm.errors import ConfigError, DataError
 from lm.generate import loops
 from lm.generate.generator import bucket
+from lm.generate.sampling import banned
 
 
 class Translation(NamedTuple):
@@ -48,8 +49,7 @@ class Translator:
 
     def __init__(self, model, params, tokenizer, source_tokenizer, rows: int = 32):
         self.model, self.params, self.tokenizer, self.source_tokenizer, self.rows = model, params, tokenizer, source_tokenizer, rows
-        special = {tokenizer.pad_id, tokenizer.bos_id} - {tokenizer.eos_id}
-        self._banned = (*sorted(special), *range(tokenizer.vocab_size, model.vocab_size))
+        self._banned = banned(tokenizer, model)
         self._compiled = functools.lru_cache(maxsize=64)(self._compile)
 
     def __call__(self, texts: list[str], beams: int = 4, alpha: float = 0.6, max_tokens: int | None = None) -> list[Translation]:

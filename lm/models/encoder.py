@@ -200,8 +200,11 @@ class EncoderModel(Model):
 
     def next_sentence_logits(self, params, batch: dict, noise: jax.Array | None = None) -> jax.Array:
         """[B, 2] in float32: the second part of a row follows the first (0), or does not (1); needs model.next_sentence."""
-        pooled = self.pool(params, self.encode(params, batch, noise))
-        return self.module.apply({"params": params}, pooled, method="follows")
+        return self.follows(params, self.encode(params, batch, noise))
+
+    def follows(self, params, encoded) -> jax.Array:
+        """What `next_sentence_logits` gives, of hidden states [B, T, D] that are there already."""
+        return self.module.apply({"params": params}, self.pool(params, encoded), method="follows")
 
     def unembedding(self, params) -> jax.Array:
         """[E + 1, V] in float32."""

@@ -31,15 +31,8 @@ class CorruptedData(TrainingData):
         """(rows, targets of a row) of the batch of a step."""
         return self.global_batch, self.width
 
-    def rows(self, step: int, part: slice | np.ndarray = slice(None)) -> list[tuple[np.ndarray, Rows, np.ndarray]]:
-        """(places in the batch, rows, indices of the examples) for each source in a part of the batch of a step (counted from 0)."""
-        examples = (np.arange(self.global_batch) + step * self.global_batch)[part]
-        sources, rows = self.order.locate(examples)
-        pieces = []
-        for source in np.unique(sources):
-            places = np.flatnonzero(sources == source)
-            pieces.append((places, self.read(self.stores[source], rows[places], examples[places]), examples[places]))
-        return pieces
+    def _read(self, store: TokenStore, rows: np.ndarray, examples: np.ndarray) -> Rows:
+        return self.read(store, rows, examples)
 
 
 class Corruption(Objective):

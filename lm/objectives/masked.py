@@ -131,7 +131,7 @@ class Masked(Corruption):
         chunk = chunk_within(chunk, targets.shape[1], self.width)
         hidden = model.predict(params, at_targets)
         total, nats = losses.loss(hidden, model.unembedding(params), targets, weights, z_loss=z_loss, chunk=chunk)
-        return (total + next_sentence_sum(next_sentence_logits(model, params, encoded), batch) if self.pairs else total), nats
+        return (total + next_sentence_sum(model.follows(params, encoded), batch) if self.pairs else total), nats
 
     def scores(self, model, params, batch, chunk: int = 0) -> dict[str, jax.Array]:
         """For evaluation: `nats` and `correct` [B, T], 1 where the likeliest token is the right one; both are 0 where nothing is hidden.
@@ -146,7 +146,7 @@ class Masked(Corruption):
         zero = jnp.zeros(batch["targets"].shape, jnp.float32)
         result = {"nats": zero.at[rows, places].set(jnp.where(real, nats, 0)), "correct": zero.at[rows, places].set(real & correct)}
         if self.pairs:
-            told = jnp.argmax(next_sentence_logits(model, params, encoded), axis=-1)
+            told = jnp.argmax(model.follows(params, encoded), axis=-1)
             result["next_correct"] = (told[:, None] == batch["next"][:, :1]).astype(jnp.float32)
         return result
 
@@ -189,11 +189,6 @@ def gathered(most: int, hidden, targets, weights):
     places = jax.lax.top_k(weights, min(length, -(-most // MULTIPLE) * MULTIPLE))[1]
     take = lambda array: jnp.take_along_axis(array, places, axis=1)  # noqa: E731
     return (jnp.take_along_axis(hidden, places[..., None], axis=1), take(targets), take(weights)), places
-
-
-def next_sentence_logits(model, params, encoded):
-    """[B, 2] in float32 from hidden states [B, T, D], so that an encoder runs once for both predictions."""
-    return model.module.apply({"params": params}, model.pool(params, encoded), method="follows")
 
 
 def next_sentence_sum(logits, batch):

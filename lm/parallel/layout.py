@@ -26,6 +26,12 @@ def row_multiple(sizes: dict[str, int], layout: Layout) -> int:
     return sizes["replica"] * sizes["fsdp"] * sizes["expert"] * (layout.microbatches if sizes["stage"] > 1 else 1)
 
 
+def rows_of(batch: int, mesh, layout: Layout) -> int:
+    """The least number of rows that is at least `batch` and that a mesh and a layout can cut."""
+    multiple = row_multiple(dict(mesh.shape), layout)
+    return -(-batch // multiple) * multiple
+
+
 def describe(sizes: dict[str, int], layout: Layout, zero: int) -> str:
     """One line for a person about a mesh of several devices: the axes above 1 and what they do."""
     parts = [f"{axis} {size}" for axis, size in sizes.items() if size > 1]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import jax
 
-from lm.errors import CheckpointError, ConfigError, DataError
+from lm.errors import CheckpointError, ConfigError
 from lm.metrics.writers import read_lines
 from lm.parallel import AXES, batch_sharding, make_mesh, mesh_sizes
 from lm.run import Run, environment
@@ -31,10 +31,8 @@ def say(text: str):
 def open_job(run: Run) -> Job:
     """The run's job on its own mesh, or one that fits the devices that are here; nothing is written into its work directory."""
     mesh = mesh_of(run.config, trained_on(run))
-    stored = json.loads((run.workdir / "config.json").read_text())["data"]
     job = set_up(run.config, run.workdir, progress=True, mesh=mesh)
-    if job.prepared.fingerprint != stored:
-        raise DataError(f"the data of {run.workdir} has changed since it was trained: restore it, its batches cannot be made without it")
+    run.check_data(job.prepared.fingerprint, ", its batches cannot be made without it")
     return job
 
 

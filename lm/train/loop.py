@@ -10,7 +10,7 @@ import jax
 from lm import config as configs
 from lm import evaluate, run
 from lm.checkpoint import Checkpoints
-from lm.config.model_keys import NGRAM as COUNTED
+from lm.config.model_keys import COUNTED
 from lm.data.feed import Feed
 from lm.errors import ConfigError, NonFiniteError
 from lm.metrics import Clock, Writers, peak_flops

@@ -1,14 +1,12 @@
 """gensim's word2vec on the same text with the same settings, to compare with (extra `parity`)."""
 
-import json
 import os
 import time
 from collections.abc import Iterator
 
 import numpy as np
 
-from lm.data.prepare import prepare
-from lm.errors import ConfigError, DataError
+from lm.errors import ConfigError
 from lm.metrics.writers import read_lines
 from lm.run import Run
 from lm.words.vectors import Vectors
@@ -28,9 +26,7 @@ def gensim_vectors(run: Run) -> tuple[Vectors, dict]:
     config = run.config
     if config.model.name != "word2vec":
         raise ConfigError(f"{run.workdir} has model.name={config.model.name}: gensim has word2vec alone")
-    prepared = prepare(config.data, config.data.tokenizer_seed, progress=True)
-    if prepared.fingerprint != json.loads((run.workdir / "config.json").read_text())["data"]:
-        raise DataError(f"the data of {run.workdir} has changed since it was trained: restore it")
+    prepared = run.prepare()
     sentences = [sentence for store in prepared.split_stores("train") for sentence in _sentences(store, run.tokenizer)]
     data = run.objective.data(prepared, config)
     epochs, options, workers = max(1, round(config.train.steps / data.steps_per_epoch)), config.objective, os.cpu_count() or 1
