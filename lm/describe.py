@@ -3,7 +3,6 @@ be counted.
 """
 
 import math
-import os
 
 import jax
 import numpy as np
@@ -12,7 +11,8 @@ from lm import config as configs
 from lm import models, objectives, optim
 from lm.data.prepare import prepare, stored_tokenizers
 from lm.data.sources import split_spec
-from lm.data.tokenizers import ByteTokenizer, load_model
+from lm.data.tokenizer_files import is_tokenizer_path, open_tokenizer
+from lm.data.tokenizers import ByteTokenizer
 from lm.parallel.sharding import partition_spec, table
 
 # Models of up to so many parameters are drawn, to show what they begin with.
@@ -52,7 +52,7 @@ def _tokenizer(data, name: str, vocab_size: int):
         return ByteTokenizer()
     if name == "words":  # how many there are, and how often, only the text knows
         return prepare(data, data.tokenizer_seed, progress=True).tokenizer
-    return load_model(os.path.expanduser(name)) if name.endswith(".model") else Unread(vocab_size)
+    return open_tokenizer(name, data.allow_lossy, data.eos_token) if is_tokenizer_path(name) else Unread(vocab_size)
 
 
 def parameters(config, model) -> list[dict]:

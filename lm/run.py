@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 
@@ -38,14 +39,22 @@ class Run:
     objective: objectives.Objective
     checkpoints: Checkpoints
 
+    @property
+    def _data(self) -> str | None:
+        """The fingerprint of the data that it was trained on, None where that is not known here."""
+        return json.loads((self.workdir / "config.json").read_text(encoding="utf-8"))["data"]
+
     def check_data(self, fingerprint: str, otherwise: str = ""):
         """DataError, which ends with what to do `otherwise`, when data of this fingerprint is not what the run was trained on."""
-        if fingerprint != json.loads((self.workdir / "config.json").read_text())["data"]:
+        if self._data not in (None, fingerprint):
             raise DataError(f"the data of {self.workdir} has changed since it was trained: restore it{otherwise}")
 
     def prepare(self, otherwise: str = "") -> PreparedData:
-        """The run's data; see `check_data`."""
-        prepared = prepare(self.config.data, self.config.data.tokenizer_seed, progress=True)
+        """The run's data; see `check_data`. Of an imported model, the config's data in its own tokens."""
+        keys = self.config.data.copy_and_resolve_references()
+        if self._data is None:
+            keys.tokenizer = str(self.workdir / "tokenizer")
+        prepared = prepare(keys, keys.tokenizer_seed, progress=True)
         self.check_data(prepared.fingerprint, otherwise)
         return prepared
 
@@ -72,9 +81,7 @@ class Run:
 def open_run(workdir: str | os.PathLike) -> Run:
     """The run in a work directory; ConfigError when there is none."""
     workdir = pathlib.Path(workdir)
-    if not (workdir / "config.json").is_file():
-        raise ConfigError(f"{workdir} is not the work directory of a run (it has no config.json)")
-    config = configs.from_json(json.loads((workdir / "config.json").read_text())["config"])
+    config = configs.of_run(workdir)
     tokenizer = load_tokenizer(workdir / "tokenizer")
     folder = workdir / "source_tokenizer"
     objective = objectives.make(config, tokenizer, load_tokenizer(folder) if folder.exists() else None)
@@ -89,14 +96,25 @@ def start(workdir: pathlib.Path, given, resolved, prepared: PreparedData) -> str
     """
     file = workdir / "config.json"
     note = _check_same(workdir, json.loads(file.read_text()), given, prepared.fingerprint) if file.exists() else ""
-    with writing(workdir):
-        prepared.tokenizer.save(workdir / "tokenizer")
-        if prepared.source_tokenizer:
-            prepared.source_tokenizer.save(workdir / "source_tokenizer")
-        _write_json(file, {"config": configs.to_json(resolved), "given": configs.to_json(given), "hash": configs.fingerprint(resolved),
-                           "data": prepared.fingerprint})
-        _write_json(workdir / "environment.json", environment())
+    write(workdir, given, resolved, prepared.tokenizer, prepared.source_tokenizer, prepared.fingerprint)
     return note
+
+
+def write(workdir: pathlib.Path, given, resolved, tokenizer: Tokenizer, source_tokenizer: Tokenizer | None, data: str | None):
+    """Writes the files of a run; `data` is the fingerprint of what it is trained on, None where it came from elsewhere.
+
+    What a run that starts from another's weights needs to be exported as those came in, it takes along.
+    """
+    with writing(workdir):
+        tokenizer.save(workdir / "tokenizer")
+        if source_tokenizer:
+            source_tokenizer.save(workdir / "source_tokenizer")
+        origin = pathlib.Path(resolved.train.init) / "source"
+        if resolved.train.init and origin.is_dir():
+            shutil.copytree(origin, workdir / "source", dirs_exist_ok=True)
+        _write_json(workdir / "environment.json", environment())
+        _write_json(workdir / "config.json", {"config": configs.to_json(resolved), "given": configs.to_json(given),
+                                              "hash": configs.fingerprint(resolved), "data": data})
 
 
 def _check_same(workdir, stored, given, data_fingerprint) -> str:

@@ -11,13 +11,15 @@ export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.pytest_cach
 # Tests share programs that compile in less than the second that is JAX's default for keeping one.
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.1}"
 cores="$(nproc)"
+# Neighbours run in one process, for they share what they have compiled; a process needs up to 4 GB.
+workers=(--numprocesses="$((cores < 4 ? cores : 4))" --dist=worksteal)
 if [ "${1:-}" = --parity ]; then
     shift
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[parity]'
     # Of g2p-en the weights alone are read; what it would bring along downloads data when it is imported.
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps g2p-en==2.1.0
-    set -- tests/interop tests/layers/test_relative.py tests/models/ngram tests/words tests/generate/test_translate.py "$@"
+    mapfile -t comparing < <(grep --recursive --files-with-matches importorskip --include='test_*.py' tests)
+    set -- "${workers[@]}" "${comparing[@]}" "$@"
 fi
-# Neighbours run in one process, for they share what they have compiled; a process needs up to 4 GB.
-[ $# -gt 0 ] || set -- --numprocesses="$((cores < 4 ? cores : 4))" --dist=worksteal
+[ $# -gt 0 ] || set -- "${workers[@]}"
 exec .venv/bin/python -m pytest "$@"

@@ -1,9 +1,10 @@
-"""An ELECTRA (Clark et al. 2020): generator and discriminator of 4 layers, 256 wide the latter.
+"""An ELECTRA (Clark et al. 2020): generator and discriminator of 4 layers, 128 wide the latter and 32 the former, with one embedding.
 
     python scripts/train.py --config=configs/lineage/electra.py --workdir=runs/electra
 
-Expect: 85.2% of the tokens told right where 14.8% are replaced, of which 0.0% are detected on the validation split after 100 steps, in
-1.9 minutes of training on 2 busy cores of an AMD EPYC (Zen 4).
+Small and so with many steps: a discriminator says "original" of every token for its first hundred steps. Expect on the validation split
+after 669 of the 700 steps: an area under the ROC curve of 0.748, 87.9% of the tokens told right where 12.9% are replaced, of which 13.0%
+are detected (two of three that it reports are). Seven minutes on 2 cores of an AMD EPYC that other work shared.
 """
 
 from lm.config import default
@@ -14,7 +15,7 @@ def get_config():
     config = default()
     config.model.name = "electra"
     config.model.layers = 4
-    config.model.width = 256
+    config.model.width = 128
     config.model.heads = 4
     config.model.scan_layers = False
     config.objective.name = "replaced"
@@ -22,7 +23,7 @@ def get_config():
     config.data.vocab_size = 4096
     config.data.context = 128
     config.data.global_batch = 32
-    config.train.steps = 100
+    config.train.steps = 700
     config.optim.name = "muon"
     config.optim.muon_learning_rate = 0.02
     config.optim.learning_rate = 0.01

@@ -16,7 +16,7 @@ GREEDY = Sampling(temperature=0.0)
 class Tokens:
     """A tokenizer in name: the text of a prompt is its number, and its tokens are known. No token ends a document."""
 
-    eos_id = -1
+    eos_id, stop_ids, prompt_bos = -1, (-1,), True
 
     def __init__(self, start: int, vocab_size: int):
         self.bos_id, self.pad_id, self.vocab_size = start, start, vocab_size

@@ -29,7 +29,7 @@ class Decoding:
     """The program that `lm.generate` compiles for one prompt of PROMPT tokens and NEW sampled ones; see `lm.bench.worker`."""
 
     # Ids that any vocabulary has, in the place of a tokenizer's.
-    pad_id, bos_id, eos_id = 0, 1, 2
+    pad_id, bos_id, eos_id, stop_ids, prompt_bos = 0, 1, 2, (2,), True
 
     def __init__(self, shape: list):
         shape = Shape(*shape)

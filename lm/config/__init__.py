@@ -18,7 +18,8 @@ from lm.config.schema import SCHEMA
 from lm.config.validate import check_combinations, check_value, unknown_key
 from lm.errors import ConfigError
 
-__all__ = ["SCHEMA", "Facts", "default", "differences", "fingerprint", "from_json", "load", "override", "resolve", "to_json", "validate"]
+__all__ = ["SCHEMA", "Facts", "continued", "default", "differences", "fingerprint", "from_json", "load", "of_run", "override", "resolve",
+           "to_json", "validate"]
 
 
 def default() -> ConfigDict:
@@ -145,6 +146,21 @@ def from_json(tree: dict) -> ConfigDict:
     """
     flat = {name: key.default for name, key in SCHEMA.items()} | flatten(ConfigDict(tree, type_safe=False))
     return validate(_build({name: tuple(value) if isinstance(value, list) else value for name, value in flat.items()}))
+
+
+def of_run(workdir) -> ConfigDict:
+    """The config of the run in a work directory, with durations in steps. ConfigError when there is none."""
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"{workdir} is not the work directory of a run (it has no config.json)")
+    return from_json(json.loads(path.read_text(encoding="utf-8"))["config"])
+
+
+def continued(workdir) -> ConfigDict:
+    """A config that trains on: the run's own, which starts from its latest weights and has its tokenizer."""
+    config = of_run(workdir)
+    config.train.init, config.data.tokenizer = str(workdir), str(pathlib.Path(workdir) / "tokenizer")
+    return config
 
 
 def fingerprint(config: ConfigDict) -> str:

@@ -14,8 +14,16 @@ DATA = {
     "data.pair_columns": Key("0,1", "Columns of source and target in the tab-separated lines of pairs: files, from 0."),
     "data.validation_fraction": Key(0.05, "Share of documents held out for validation, by a hash of their text.", minimum=0.0, maximum=0.5),
     "data.test_fraction": Key(0.0, "Share of documents held out for testing, by a hash of their text.", minimum=0.0, maximum=0.5),
-    "data.tokenizer": Key("bpe", "bpe or unigram (SentencePiece, trained here), words (lower case, with loss), bytes, or the path of a "
-                          "SentencePiece .model."),
+    "data.tokenizer": Key("bpe", "bpe or unigram (SentencePiece), bytebpe or wordpiece (with loss; tokenizers), words (lower case, with "
+                          "loss), all trained here, bytes, or a path: a SentencePiece .model, a tokenizer.json, a vocab.txt, or a folder "
+                          "with one of them or with vocab.json and merges.txt."),
+    "data.allow_lossy": Key(False, "Take a SentencePiece .model that cannot give back every text; evaluations then say so."),
+    "data.lower_case": Key(True, "Lower case, and no accents, in data.tokenizer=wordpiece."),
+    "data.bos_token": Key("", "Token that begins a document; empty is the tokenizer's own."),
+    "data.eos_token": Key("", "Token that ends a document; empty is the tokenizer's own."),
+    "data.prompt_bos": Key("", "Whether prompts begin with the token that begins a document; empty is as the tokenizer says.",
+                           choices=("", "yes", "no")),
+    "data.chat_template": Key("", "Jinja of a conversation, or the path of a file with it; empty is the tokenizer's own."),
     "data.vocab_size": Key(4096, "Pieces of a tokenizer trained here.", minimum=264),
     "data.min_count": Key(5, "Occurrences that a word needs to be in the vocabulary of data.tokenizer=words.", minimum=1),
     "data.tokenizer_sample_bytes": Key(20_000_000, "Text that a tokenizer is trained on, in bytes.", minimum=1),

@@ -14,12 +14,25 @@ COUNTED = NGRAM
 # Families with a stack of layers, and those with matrices at all.
 DEEP = TRANSFORMERS + RECURRENT + SEQ2SEQ + ENCODER_DECODER + ENCODERS + VAE
 NEURAL = DEEP + NPLM + WORD2VEC + GLOVE
+# Activations of a feed-forward layer in which one product gates another.
+GATED = ("swiglu", "geglu", "geglu_erf")
+# Which model.rope_scaling reads a key of its own.
+SCALING_KEYS = {
+    "rope_factor": ("linear", "dynamic", "yarn", "llama3", "longrope"), "rope_original_context": ("dynamic", "yarn", "llama3", "longrope"),
+    "rope_low_frequency": ("llama3",), "rope_high_frequency": ("llama3",), "rope_beta_fast": ("yarn",), "rope_beta_slow": ("yarn",),
+    "rope_truncate": ("yarn",), "rope_mscale": ("yarn",), "rope_mscale_all": ("yarn",), "rope_attention_factor": ("yarn", "longrope"),
+    "rope_short_factors": ("longrope",), "rope_long_factors": ("longrope",),
+}
 # Tensors of a Transformer's layer that model.remat_save and model.remat_offload may name, in their order.
 REMAT_NAMES = ("query", "key", "value", "attention", "attention_output", "ff_gate", "ff_up", "ff_hidden", "ff_output")
 
 
 def _transformer(default, doc, **options):
     return Key(default, doc, families=TRANSFORMERS + ENCODERS + ENCODER_DECODER, **options)
+
+
+def _scaling(default, doc, only="", **options):
+    return _transformer(default, f"With rope_scaling{only and f'={only}'}: {doc}.", **options)
 
 
 def _recurrent(default, doc, **options):
@@ -41,20 +54,50 @@ MODEL = {
                       choices=("rmsnorm", "layernorm"), families=TRANSFORMERS + RECURRENT + ENCODER_DECODER + ENCODERS),
     "model.remat": free("none", "What to recompute backward: nothing, whole layers, all but matrix products, or all but named tensors.",
                          choices=("none", "full", "dots", "names"), families=DEEP),
+    "model.vocab_rows": Key(0, "Rows of embedding and output matrix; 0 is as many as there are ids, and no fewer are allowed.", minimum=0,
+                            families=TRANSFORMERS + ENCODERS + ENCODER_DECODER),
+    "model.max_positions": _transformer(0, "Longest sequence, and rows of a table of learned positions; 0 is data.context.", minimum=0),
     "model.heads": _transformer(4, "Query heads H.", minimum=1),
     "model.kv_heads": _transformer(0, "Key and value heads K; 0 is as many as query heads.", minimum=0),
     "model.head_width": _transformer(0, "Width Dh of a head, in units; 0 is width / heads.", minimum=0),
-    "model.ff_width": _transformer(0, "Feed-forward width F, in units; 0 is 4 x width, for swiglu and geglu 8/3 x width rounded up to 64.",
+    "model.ff_width": _transformer(0, "Feed-forward width F, in units; 0 is 4 x width, for gated activations 8/3 x width rounded up to 64.",
                                    minimum=0),
     "model.activation": _transformer("gelu", "Feed-forward non-linearity.",
-                                     choices=("gelu", "gelu_erf", "relu", "relu2", "swiglu", "geglu")),
+                                     choices=("gelu", "gelu_erf", "quick_gelu", "relu", "relu2", "silu", *GATED)),
     "model.positions": _transformer("rope", "How tokens know their position; relative is T5's buckets of distances.",
                                     choices=("rope", "learned", "sinusoidal", "relative")),
     "model.rope_base": _transformer(10000.0, "Base of the rotary wavelengths.", above=1.0),
-    "model.qk_norm": _transformer(False, "Normalise queries and keys per head (RMSNorm) before the rotation."),
+    "model.rope_share": _transformer(1.0, "Share of a head's units that are rotated, the first ones (GPT-NeoX).", above=0.0, maximum=1.0),
+    "model.rope_scaling": _transformer("none", "How rotary wavelengths are stretched for rows beyond the original context.",
+                                       choices=("none", "linear", "dynamic", "yarn", "llama3", "longrope")),
+    "model.rope_factor": _scaling(1.0, "how many times longer the new context is", above=0.0),
+    "model.rope_original_context": _scaling(0, "tokens of the context before it; 0 is the longest that the model takes", minimum=0),
+    "model.rope_low_frequency": _scaling(1.0, "turns in the original context below which a wavelength is stretched in full", "llama3",
+                                         above=0.0),
+    "model.rope_high_frequency": _scaling(4.0, "turns in the original context above which a wavelength is left alone", "llama3", above=0.0),
+    "model.rope_beta_fast": _scaling(32.0, "turns in the original context above which a wavelength is left alone", "yarn", above=0.0),
+    "model.rope_beta_slow": _scaling(1.0, "turns in the original context below which a wavelength is stretched in full", "yarn", above=0.0),
+    "model.rope_truncate": _scaling(True, "round the units between which wavelengths are mixed to whole ones", "yarn"),
+    "model.rope_attention_factor": _scaling(0.0, "what queries and keys grow by; 0 is the paper's rule", "yarn or longrope", minimum=0.0),
+    "model.rope_mscale": _scaling(0.0, "weight of the logarithm in the numerator of the attention factor; 0 is the paper's rule", "yarn",
+                                  minimum=0.0),
+    "model.rope_mscale_all": _scaling(0.0, "weight of the logarithm in its denominator; 0 is the paper's rule", "yarn", minimum=0.0),
+    "model.rope_short_factors": _scaling((), "what each wavelength grows by in documents up to the original context", "longrope",
+                                         kind="floats"),
+    "model.rope_long_factors": _scaling((), "what each wavelength grows by in longer documents", "longrope", kind="floats"),
+    "model.attention_window": Key(0, "Keys that a query sees, its own and those just before it; 0 is all of the past.", minimum=0,
+                                  families=TRANSFORMERS),
+    "model.window_from": Key(0, "With attention_window: number of the first layer that has it.", minimum=0, families=TRANSFORMERS),
+    "model.parallel_residual": Key(False, "Attention and feed-forward read the same input, and their sum is added to it (GPT-NeoX).",
+                                   families=TRANSFORMERS),
+    "model.qk_norm": _transformer(False, "Normalise queries and keys (RMSNorm) before the rotation."),
+    "model.qk_norm_over": _transformer("head", "With qk_norm: over the units of each head, or of all heads together.",
+                                       choices=("head", "all")),
     "model.bias": _transformer(False, "Biases in dense layers and LayerNorm."),
-    "model.norm_position": _transformer("pre", "Normalise the input of each layer's parts (pre), or each sum after them (post).",
-                                        choices=("pre", "post")),
+    "model.attention_bias": Key("", "Biases in self-attention: in all matrices, in query, key and value alone (inputs, Qwen 2), none, or "
+                                    "(empty) as model.bias says.", choices=("", "all", "inputs", "none"), families=TRANSFORMERS + ENCODERS),
+    "model.norm_position": _transformer("pre", "Normalise the input of each layer's parts (pre), each sum after them (post), or what each "
+                                               "part adds to the sum (output, OLMo 2).", choices=("pre", "post", "output")),
     "model.norm_eps": _transformer(1e-6, "Added to the variance in the layers' norms.", above=0.0),
     "model.scale_attention": _transformer(True, "Divide the logits of attention by the root of the head width; T5 does not."),
     "model.scan_layers": _transformer(True, "Compile one layer and scan over the stack, instead of L copies."),
@@ -63,6 +106,14 @@ MODEL = {
                                         resume="free"),
     "model.token_types": Key(2, "Kinds of tokens that have an embedding each (BERT: first and second part); 0 is none.", minimum=0,
                              families=ENCODERS),
+    "model.position_offset": Key(0, "With positions=learned: rows of the table before that of the first position (RoBERTa: 2).", minimum=0,
+                                 families=ENCODERS),
+    "model.masked_head": Key(True, "The layers that predict hidden tokens; without them an encoder gives hidden states alone.",
+                             families=("encoder",)),
+    "model.replaced_head": Key(False, "The layers that tell replaced tokens from the text's own (ELECTRA's discriminator by itself).",
+                               families=("encoder",)),
+    "model.head_activation": Key("", "Non-linearity of the heads; empty is that of the layers, or gelu where that is a gated one.",
+                                 choices=("", "gelu", "gelu_erf", "quick_gelu", "relu", "relu2", "silu"), families=ENCODERS),
     "model.pooler": Key(False, "A dense layer with tanh on the first token, for tasks on whole rows; next_sentence has it anyway.",
                         families=("encoder",)),
     "model.next_sentence": Key(False, "An output that says whether the second part of a row follows the first.", families=("encoder",)),
@@ -88,6 +139,8 @@ MODEL = {
     "model.attention": Key("bahdanau", "How the decoder reads the source: its last state alone, additive attention before each step, or "
                                        "multiplicative (general, dot) after the layers.",
                            choices=("none", "bahdanau", "luong", "luong_dot"), families=SEQ2SEQ),
+    "model.input_feeding": Key(False, "With attention luong or luong_dot: the decoder also reads the attentional state of the step before "
+                                      "(Luong et al. 2015, section 3.3).", families=SEQ2SEQ),
     "model.bidirectional": Key(True, "The encoder reads both ways.", families=SEQ2SEQ),
     "model.reverse_source": Key(False, "The encoder reads from the last token to the first (Sutskever et al. 2014).", families=SEQ2SEQ),
     "model.order": Key(5, "Longest n-gram n, which sees n - 1 tokens.", minimum=1, maximum=7, families=NGRAM),

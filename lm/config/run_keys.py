@@ -23,6 +23,8 @@ OPTIM = {
 
 TRAIN = {
     "train.steps": free(1000, "Length of the run.", kind="duration"),
+    "train.init": Key("", "Work directory of a run, or of a model that scripts/convert.py imported, whose latest weights start this "
+                          "one; empty draws them."),
     "train.accumulate": free(1, "Micro-batches that a step's rows are cut into, one after the other.", minimum=1),
     "train.log_every": free(10, "Steps between train lines in metrics.jsonl.", minimum=1),
     "train.z_loss": Key(0.0, "Weight of the squared log-normaliser in the loss.", minimum=0.0),
@@ -41,7 +43,8 @@ REST = {
     "eval.every": free(500, "Between evaluations; 0 evaluates at the end only.", kind="duration"),
     "eval.split": free("validation", "Split that is evaluated during training.", choices=("train", "validation", "test", "none")),
     "eval.batch": free(0, "Rows of an evaluation batch; 0 is data.global_batch.", minimum=0),
-    "eval.stride": free(0, "Tokens scored per row; the rest of the row is context. 0 is the whole row.", minimum=0),
+    "eval.stride": free(0, "Tokens scored per row; the rest of the row is context. 0 is the whole row, for n-grams as much as leaves each "
+                          "its history.", minimum=0),
     "eval.max_tokens": free(0, "In training, evaluate whole documents until this many tokens; 0 is the whole split.", minimum=0),
     "eval.pseudo_tokens": free(0, "Tokens of masked models whose pseudo-log-likelihood is taken, at a forward pass each.", minimum=0),
     "mesh.replica": free(-1, "Devices over which the batch is split and parameters are copied; -1 (of one axis) is all that are left."),

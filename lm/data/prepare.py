@@ -19,11 +19,14 @@ from lm.data.pairs import PairStore
 from lm.data.sources import Source, open_source, split_spec
 from lm.data.splits import Fractions, sample, split_of
 from lm.data.store import FORMAT, TokenStore, open_splits, read_manifest, token_dtype
-from lm.data.tokenizers import ByteTokenizer, Tokenizer, load_model, load_tokenizer, train_tokenizer
+from lm.data.tokenizer_files import is_tokenizer_path, open_tokenizer, with_roles
+from lm.data.tokenizer_training import train_bytebpe, train_wordpiece
+from lm.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer, train_tokenizer
 from lm.data.words import train_words
 from lm.errors import ConfigError, DataError
 
-_TRAINED = ("bpe", "unigram", "words")
+_CHUNK = 1 << 24  # tokens looked at together
+_TRAINED = ("bpe", "unigram", "bytebpe", "wordpiece", "words")
 
 
 class Tokenizers(NamedTuple):
@@ -120,7 +123,11 @@ def prepare(data, seed: int, progress: bool = False) -> PreparedData:
     plans = [None if _is_store(spec) else _plan(spec, data, root, index >= len(data.source)) for index, spec in enumerate(specs)]
     stored = {spec: stored_tokenizers(spec) for spec in specs if _is_store(spec)}
     _check_alike(specs, plans, stored)
-    tokenizers = next(iter(stored.values()), None) or _make_tokenizers(plans[:len(data.source)], data, seed, root, progress)
+    tokenizers = next(iter(stored.values()), None)
+    if tokenizers:
+        tokenizers = Tokenizers(*(each and with_roles(each, data, next(iter(stored))) for each in tokenizers))
+    else:
+        tokenizers = _make_tokenizers(plans[:len(data.source)], data, seed, root, progress)
     folders = [_store_folder(spec) if plan is None else _ensure(plan, tokenizers, data, root, progress)
                for spec, plan in zip(specs, plans, strict=True)]
     opened = [open_splits(folder) for folder in folders]
@@ -198,17 +205,23 @@ def _make_tokenizers(plans: list[_Plan], data, seed: int, root: pathlib.Path, pr
 
 
 def _make_tokenizer(plans: list[_Plan], data, seed: int, root: pathlib.Path, progress: bool, side: str = "target") -> Tokenizer:
-    """data.tokenizer: bytes, a model file, or one trained on the sources' training documents and kept in the cache.
-
-    `side` says what of pairs it learns: target, source or both.
-    """
+    """data.tokenizer, with the roles that data.* give its tokens: bytes, one at a path, or one trained on the sources' training documents
+    and kept in the cache. `side` says what of pairs it learns: target, source or both."""
     if data.tokenizer == "bytes":
-        return ByteTokenizer()
-    if data.tokenizer.endswith(".model"):
-        return load_model(os.path.expanduser(data.tokenizer))
-    if data.tokenizer not in _TRAINED:
-        raise ConfigError(f"data.tokenizer={data.tokenizer}: use bpe, unigram, words, bytes or the path of a SentencePiece .model file")
+        return with_roles(ByteTokenizer(), data)
+    if data.tokenizer in _TRAINED:
+        return with_roles(_trained(plans, data, seed, root, progress, side), data)
+    if not is_tokenizer_path(data.tokenizer):
+        raise ConfigError(f"data.tokenizer={data.tokenizer}: use {', '.join(_TRAINED)}, bytes, or a path: of a SentencePiece .model, a "
+                          "tokenizer.json, a vocab.txt, or a folder with a tokenizer")
+    return with_roles(open_tokenizer(data.tokenizer, data.allow_lossy, data.eos_token), data)
+
+
+def _trained(plans: list[_Plan], data, seed: int, root: pathlib.Path, progress: bool, side: str) -> Tokenizer:
+    """A tokenizer of the cache, trained if it is not there."""
     settings = [data.tokenizer, data.vocab_size, *((data.min_count,) if data.tokenizer == "words" else (data.tokenizer_sample_bytes, seed))]
+    if data.tokenizer == "wordpiece":
+        settings.append(data.lower_case)
     key = files.json_digest([settings, [plan.inputs() for plan in plans], *([side] if side != "target" else [])])
     folder = root / "tokenizers" / key
     with files.lock(root, f"tokenizer-{key[:16]}"):
@@ -220,10 +233,15 @@ def _make_tokenizer(plans: list[_Plan], data, seed: int, root: pathlib.Path, pro
 
 
 def _train(data, texts, seed: int) -> Tokenizer:
-    """SentencePiece learns from a sample; words are counted over the whole text, since their counts are used too."""
+    """Pieces are learned from a sample; words are counted over the whole text, since their counts are used too."""
     if data.tokenizer == "words":
         return train_words(texts, data.vocab_size, data.min_count)
-    return train_tokenizer(sample(texts, data.tokenizer_sample_bytes, seed), data.tokenizer, data.vocab_size)
+    texts = sample(texts, data.tokenizer_sample_bytes, seed)
+    if data.tokenizer == "bytebpe":
+        return train_bytebpe(texts, data.vocab_size)
+    if data.tokenizer == "wordpiece":
+        return train_wordpiece(texts, data.vocab_size, data.lower_case)
+    return train_tokenizer(texts, data.tokenizer, data.vocab_size)
 
 
 def _training_texts(plans: list[_Plan], side: str):
@@ -282,9 +300,21 @@ def _write(plan: _Plan, tokenizers: Tokenizers, data, folder: pathlib.Path, part
     if tokenizers.source:
         manifest["pairs"] = {"skipped": shards.skipped(paths), "source_tokenizer": tokenizers.source.describe()}
         _write_sources(manifest, paths, folder / "source", tokenizers.source)
+    manifest |= _unknown(tokenizers.target, described, folder)
     tokenizers.target.save(folder / "tokenizer")
     files.write_json(folder / "manifest.json", manifest)
     return manifest
+
+
+def _unknown(tokenizer: Tokenizer, described: dict, folder: pathlib.Path) -> dict:
+    """{"unknown_share": share of the tokens that stand for text which a tokenizer with loss could not encode}, else nothing."""
+    if tokenizer.lossless or tokenizer.unk_id is None:
+        return {}
+    counts = [(split["tokens"], np.memmap(folder / name / "tokens.bin", split["dtype"], "r")) for name, split in described.items()
+              if split["tokens"]]
+    unknown = sum(int(np.count_nonzero(tokens[start : start + _CHUNK] == tokenizer.unk_id))
+                  for count, tokens in counts for start in range(0, count, _CHUNK))
+    return {"unknown_share": unknown / sum(count for count, _ in counts)}
 
 
 def _write_sources(manifest: dict, paths: list[pathlib.Path], folder: pathlib.Path, tokenizer: Tokenizer) -> None:

@@ -1,17 +1,19 @@
-"""Text to token ids and back without loss: bytes, and SentencePiece (trained here or given as a .model file).
+"""Text to token ids and back: what every tokenizer does, bytes, and SentencePiece (trained here or given as a .model file).
 
 Kudo and Richardson (2018), SentencePiece. Trained models keep every character: identity normaliser, no dummy prefix,
 byte fallback, and newline and tab as pieces of their own. SentencePiece writes a space as U+2581, so a literal U+2581
-would come back as a space; it is encoded here by its three UTF-8 bytes instead.
+would come back as a space; it is encoded here by its three UTF-8 bytes instead. Tokenizers of Hugging Face are in lm.data.huggingface.
 """
 
 import abc
+import copy
 import io
 import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable
+import types
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -24,8 +26,9 @@ _CHUNK = 1024  # characters; a document is encoded in chunks that end at newline
 _SENTENCE = 4_000  # characters; SentencePiece drops longer training sentences, so they are cut here
 _META = ("<pad>", "<s>", "</s>", "<unk>", "\n", "\t")  # ids 0 to 5 of a model trained here, then the 256 bytes
 _REPLACEMENT = "\ufffd".encode()
+_TEMPLATE = "chat_template.jinja"
 
-_PROBES = (
+PROBES = (
     ("newlines", "a\nb\n\nc\r\n"),
     ("tabs", "\ta\t\tb"),
     ("repeated spaces", "a  b   c"),
@@ -37,22 +40,67 @@ _PROBES = (
 
 
 class Tokenizer(abc.ABC):
-    """Maps text to ids in [0, vocab_size) and back. encode adds neither bos nor eos. Instances can be pickled."""
+    """Maps text to ids in [0, vocab_size) and back. encode adds neither bos nor eos. Instances can be pickled.
+
+    `lossless`: decode(encode(text)) is `text`, whatever it holds. `prompt_bos`: a prompt begins with bos_id. `unk_id` is what stands for
+    text that cannot be encoded, None where there is no such id. `special_tokens` are the texts of ids that `encode` never makes.
+    `chat_template` is Jinja for lm.generate.chat, "" for none.
+    """
 
     kind: str
     vocab_size: int
     pad_id: int
     bos_id: int
     eos_id: int
+    lossless: bool = True
+    prompt_bos: bool = True
+    unk_id: int | None = None
+    special_tokens: Mapping[str, int] = types.MappingProxyType({})
+    chat_template: str = ""
+    _stops: tuple[int, ...] = ()
+    _changed: Mapping = types.MappingProxyType({})  # what `changed` has set
     _pieces: list[bytes]  # the bytes that each id stands for; empty for pad, bos and eos
 
     @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:
-        """int32 ids [n] of `text`."""
+        """int32 ids [n] of `text`; text that looks like a special token is text."""
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
         """Hex hash of everything that decides which ids a text gets."""
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids that end a document in generation, eos_id first."""
+        return (self.eos_id, *(i for i in self._stops if i != self.eos_id))
+
+    def encode_with_specials(self, text: str) -> np.ndarray:
+        """int32 ids [n] of a rendered chat template: the texts of special tokens become their ids."""
+        if not self.special_tokens:
+            return self.encode(text)
+        cut = re.compile("(" + "|".join(re.escape(token) for token in sorted(self.special_tokens, key=len, reverse=True)) + ")")
+        parts = [[self.special_tokens[part]] if part in self.special_tokens else self.encode(part) for part in cut.split(text) if part]
+        return np.concatenate([np.zeros(0, np.int32), *parts]).astype(np.int32)
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a special token by its text; None where there is none."""
+        return self.special_tokens.get(token)
+
+    def token_of(self, i: int) -> str:
+        """The text of a special token by its id; "" where there is none."""
+        return next((token for token, other in self.special_tokens.items() if other == i), "")
+
+    def changed(self, **values) -> "Tokenizer":
+        """A copy with another bos_id, eos_id, prompt_bos, chat_template or _stops. `save` keeps them."""
+        other = copy.copy(self)
+        other._changed = {**self._changed, **values}
+        other.__dict__.update(values)
+        return other
+
+    def _roles(self) -> list[bytes]:
+        """What a fingerprint has beside the model: eos stands in the stores, bos begins their documents."""
+        roles = {name: value for name, value in self._changed.items() if name in ("bos_id", "eos_id")}
+        return [json.dumps(roles, sort_keys=True).encode()] if roles else []
 
     def decode_bytes(self, ids) -> bytes:
         """The bytes that `ids` [n] stand for, special ids dropped. Raises DataError for an id outside the vocabulary."""
@@ -69,13 +117,23 @@ class Tokenizer(abc.ABC):
         """The text of `ids` [n], special ids dropped; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
+    def continuation(self, ids) -> str:
+        """The text of `ids` [n] in the middle of a document, where no space is dropped that an encoder puts before a text."""
+        return Tokenizer.decode_bytes(self, ids).decode("utf-8", errors="replace")
+
     def describe(self) -> dict:
-        """{kind, vocab_size, fingerprint, pad_id, bos_id, eos_id}, as in tokenizer.json."""
+        """{kind, vocab_size, fingerprint, pad_id, bos_id, eos_id} and what is not as usual, as in tokenizer.json."""
         names = ("kind", "vocab_size", "pad_id", "bos_id", "eos_id")
-        return {name: getattr(self, name) for name in names} | {"fingerprint": self.fingerprint()}
+        unusual = {"lossless": (self.lossless, True), "prompt_bos": (self.prompt_bos, True), "stop_ids": (self.stop_ids, (self.eos_id,))}
+        described = {name: value for name, (value, usual) in unusual.items() if value != usual}
+        template = {"chat_template": _TEMPLATE} if self.chat_template else {}
+        return {name: getattr(self, name) for name in names} | described | template | {"fingerprint": self.fingerprint()}
 
     def save(self, directory) -> None:
-        """Writes tokenizer.json (last, so that it marks a complete folder) into a local `directory`."""
+        """Writes tokenizer.json (last, so that it marks a complete folder) into a local `directory`, and a chat template beside it."""
+        if self.chat_template:
+            with atomic_file(pathlib.Path(directory) / _TEMPLATE) as file:
+                file.write(self.chat_template.encode())
         write_json(pathlib.Path(directory) / "tokenizer.json", self.describe())
 
 
@@ -84,6 +142,7 @@ class ByteTokenizer(Tokenizer):
 
     kind = "bytes"
     vocab_size, pad_id, bos_id, eos_id = 259, 256, 257, 258
+    special_tokens = types.MappingProxyType({"<pad>": 256, "<s>": 257, "</s>": 258})
     _pieces = [bytes([i]) for i in range(256)] + [b""] * 3
 
     def encode(self, text: str) -> np.ndarray:
@@ -91,26 +150,36 @@ class ByteTokenizer(Tokenizer):
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
     def fingerprint(self) -> str:
-        """Hex hash; the same for all instances."""
-        return digest(b"bytes")
+        """Hex hash; the same for all instances with the same bos and eos."""
+        return digest(b"bytes", *self._roles())
 
 
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model, given as the bytes of its .model file.
 
     pad falls back to eos, bos to eos and eos to unk where the model lacks them (a padding id only ever stands under
-    weight 0). Raises ConfigError when the bytes are not a model or when the model cannot give back every text.
+    weight 0). Raises ConfigError when the bytes are not a model, or when the model cannot give back every text and is not allowed to
+    (`lossy`): then `lossless` is False.
     """
 
     kind = "sentencepiece"
 
-    def __init__(self, model: bytes, name: str = "the SentencePiece model"):
+    def __init__(self, model: bytes, name: str = "the SentencePiece model", lossy: bool = False):
         self._model = model
         self._load(name)
-        for lost, probe in _PROBES:
+        lost = self._lost(name)
+        if lost and not lossy:
+            raise ConfigError(f"{lost}: use a model that keeps text as it is, let lm train one (data.tokenizer=bpe), or set "
+                              "data.allow_lossy=true")
+        self.lossless = not lost
+
+    def _lost(self, name: str) -> str:
+        if len(self._bytes) != 256:
+            return f"{name} has no byte fallback, so it loses characters outside its vocabulary"
+        for lost, probe in PROBES:
             if (got := self.decode(self.encode(probe))) != probe:
-                raise ConfigError(f"{name} loses {lost} ({probe!r} comes back as {got!r}): use a model that keeps text as it is, "
-                                  "or let lm train one (data.tokenizer=bpe)")
+                return f"{name} loses {lost} ({probe!r} comes back as {got!r})"
+        return ""
 
     def _load(self, name: str) -> None:
         import sentencepiece
@@ -123,15 +192,14 @@ class SentencePieceTokenizer(Tokenizer):
         self.eos_id = model.eos_id() if model.eos_id() >= 0 else model.unk_id()
         self.bos_id = model.bos_id() if model.bos_id() >= 0 else self.eos_id
         self.pad_id = model.pad_id() if model.pad_id() >= 0 else self.eos_id
+        self.unk_id = model.unk_id() if model.unk_id() >= 0 else None
+        self.special_tokens = {model.id_to_piece(i): i for i in range(self.vocab_size) if model.is_control(i)}
         self._bytes = {}
         self._pieces = [self._piece_bytes(i) for i in range(self.vocab_size)]
         first = tuple(model.id_to_piece(i) for i in range(min(len(_META), self.vocab_size)))
         # In a model trained here no piece crosses a newline, so text may be cut after one.
         self._cut_at_newlines = first == _META
         self._dummy_prefix = model.encode("a", out_type=str)[:1] not in (["a"], ["<0x61>"])
-        if len(self._bytes) != 256:
-            raise ConfigError(f"{name} has no byte fallback, so it loses characters outside its vocabulary: "
-                              "train one with byte_fallback, or let lm train one (data.tokenizer=bpe)")
 
     def _piece_bytes(self, i: int) -> bytes:
         model = self._processor
@@ -144,10 +212,12 @@ class SentencePieceTokenizer(Tokenizer):
         return _REPLACEMENT if model.is_unknown(i) else model.id_to_piece(i).replace(_SPACE, " ").encode()
 
     def __reduce__(self):
-        return SentencePieceTokenizer, (self._model,)
+        return SentencePieceTokenizer, (self._model, "the SentencePiece model", True), {**self._changed, "_changed": dict(self._changed)}
 
     def encode(self, text: str) -> np.ndarray:
-        """int32 ids [n]; decode gives back exactly `text`, whatever it holds."""
+        """int32 ids [n]; decode gives back exactly `text`, whatever it holds, where the tokenizer is lossless."""
+        if len(self._bytes) != 256:
+            return self._processor.encode_as_numpy(text)
         first, *rest = text.split(_SPACE)
         parts = [self._encode_run(first)]
         for run in rest:
@@ -185,7 +255,26 @@ class SentencePieceTokenizer(Tokenizer):
 
     def fingerprint(self) -> str:
         """Hex hash of the model."""
-        return digest(b"sentencepiece", self._model)
+        return digest(b"sentencepiece", self._model, *self._roles())
+
+    def id_of(self, token: str) -> int | None:
+        """The id of any piece by its text; None where there is none."""
+        i = self._processor.piece_to_id(token)
+        return i if self._processor.id_to_piece(i) == token else None
+
+    def token_of(self, i: int) -> str:
+        """The text of any piece by its id."""
+        return self._processor.id_to_piece(i)
+
+    @property
+    def model(self) -> bytes:
+        """The .model file."""
+        return self._model
+
+    @property
+    def dummy_prefix(self) -> bool:
+        """Whether the model puts a space before a text."""
+        return self._dummy_prefix
 
     def save(self, directory) -> None:
         """Writes tokenizer.model and then tokenizer.json."""
@@ -236,21 +325,28 @@ def _training_error(message: str, vocab_size: int) -> DataError:
     return DataError(f"SentencePiece could not train on this text ({message}): try another data.vocab_size or data.tokenizer=bytes")
 
 
-def load_model(path) -> SentencePieceTokenizer:
-    """The SentencePiece model in a .model file. Raises DataError or ConfigError."""
-    return SentencePieceTokenizer(read_bytes(path), str(path))
+def load_model(path, lossy: bool = False) -> SentencePieceTokenizer:
+    """The SentencePiece model in a .model file. Raises DataError, or ConfigError (also where it loses text, unless it may: `lossy`)."""
+    return SentencePieceTokenizer(read_bytes(path), str(path), lossy)
 
 
-def _load_words(directory) -> Tokenizer:
+def _load_words(directory, description) -> Tokenizer:
     from lm.data.words import load_words  # which builds on this file
 
     return load_words(directory)
 
 
+def _load_huggingface(directory, description) -> Tokenizer:
+    from lm.data.huggingface import load_huggingface  # which builds on this file
+
+    return load_huggingface(directory, description)
+
+
 _LOADERS = {
-    "bytes": lambda directory: ByteTokenizer(),
-    "sentencepiece": lambda directory: load_model(join(directory, "tokenizer.model")),
+    "bytes": lambda directory, description: ByteTokenizer(),
+    "sentencepiece": lambda directory, description: load_model(join(directory, "tokenizer.model"), not description.get("lossless", True)),
     "words": _load_words,
+    "huggingface": _load_huggingface,
 }
 
 
@@ -259,8 +355,15 @@ def load_tokenizer(directory) -> Tokenizer:
     description = read_json(join(directory, "tokenizer.json"))
     load = _LOADERS.get(description.get("kind"))
     if load is None:
-        raise DataError(f"{directory}: unknown kind of tokenizer in {json.dumps(description)}")
-    tokenizer = load(directory)
+        raise DataError(f"{directory}: unknown kind of tokenizer in {json.dumps(description)[:200]}")
+    tokenizer = load(directory, description)
+    stored = {name: description[name] for name in ("bos_id", "eos_id", "prompt_bos") if name in description}
+    if "stop_ids" in description:
+        stored["_stops"] = tuple(description["stop_ids"])
+    if "chat_template" in description:
+        stored["chat_template"] = read_bytes(join(directory, _TEMPLATE)).decode()
+    changes = {name: value for name, value in stored.items() if getattr(tokenizer, name) != value}
+    tokenizer = tokenizer.changed(**changes) if changes else tokenizer
     if tokenizer.fingerprint() != description.get("fingerprint"):
         raise DataError(f"{directory}: tokenizer.json does not belong to the model beside it; copy both files from the same run")
     return tokenizer

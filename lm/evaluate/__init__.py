@@ -55,7 +55,13 @@ def make(config, objective, model, mesh, shardings=None, layout: Layout = Layout
                           "scripts/words.py what its vectors know")
     build, _ = MEASURES[objective.measure]
     batch = batch or config.eval.batch or config.data.global_batch
-    return build(config, objective, model, mesh, shardings, layout, batch, stride or config.eval.stride)
+    evaluator = build(config, objective, model, mesh, shardings, layout, batch, stride or config.eval.stride)
+    return evaluator if objective.tokenizer.lossless else _says_lossy(evaluator)
+
+
+def _says_lossy(evaluator):
+    """`evaluator` of tokens that are not all of the text: its bits per byte leave out what was lost, and its results say so."""
+    return lambda *arguments, **options: evaluator(*arguments, **options) | {"tokenizer_lossless": False}
 
 
 def headline(objective, result: dict) -> str:

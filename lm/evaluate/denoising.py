@@ -125,16 +125,34 @@ class ReplacedTokens(MaskedText):
     """What ELECTRA's discriminator tells apart, and its generator's masked nats."""
 
     def sums(self, model, params, batch, chunk: int) -> dict:
-        """Sums of the objective's scores; `hits` are replaced tokens that were detected."""
+        """Sums of the objective's scores; `hits` are replaced tokens that were detected. `logits` and `replaced_at` [B, T] stay whole."""
         scores = self.objective.scores(model, params, batch, chunk)
+        logits = scores.pop("logits")
         sums = {name: value.sum() for name, value in scores.items()}
         return sums | {"hits": (scores["replaced"] * scores["detected"]).sum(), "targets": batch["weights"].sum(),
-                       "masked": batch["masked"].sum()}
+                       "masked": batch["masked"].sum(), "logits": logits, "replaced_at": scores["replaced"]}
+
+    def score(self, params, batch: dict) -> dict[str, float]:
+        """`sums` of a batch; the logits of its tokens of text are kept until all are there to be ranked."""
+        found = jax.device_get(self._score(params, on_devices(batch, self._sharding)))
+        logits, replaced = (found.pop(name)[batch["weights"] > 0] for name in ("logits", "replaced_at"))
+        self._decided.append((logits, replaced > 0))
+        return {name: float(value) for name, value in found.items()}
+
+    def __call__(self, params, stores, max_tokens=0, beat=lambda: None) -> dict:
+        """See the class and `Corrupted`."""
+        self._decided: list[tuple[np.ndarray, np.ndarray]] = []
+        return super().__call__(params, stores, max_tokens, beat)
 
     def summary(self, sums: dict[str, float]) -> dict:
-        """Accuracy over all tokens beside the share that was replaced, precision and recall of the replaced ones."""
+        """Accuracy over all tokens beside the share that was replaced, precision and recall of the replaced ones, and `discriminator_auc`.
+
+        The last needs no threshold: it is 0.5 for a discriminator that knows nothing, however few tokens are replaced.
+        """
         count = sums["targets"]
+        logits, replaced = (np.concatenate(parts) for parts in zip(*self._decided, strict=True))
         return {"discriminator_accuracy": sums["correct"] / count, "discriminator_nats": sums["nats"] / count,
+                "discriminator_auc": area_under_curve(logits, replaced),
                 "replaced_share": sums["replaced"] / count, "replaced_recall": sums["hits"] / max(1.0, sums["replaced"]),
                 "replaced_precision": sums["hits"] / max(1.0, sums["detected"]),
                 "generator_nats_per_token": sums["generator_nats"] / sums["masked"]}
@@ -142,5 +160,19 @@ class ReplacedTokens(MaskedText):
     @staticmethod
     def headline(result: dict) -> str:
         """What a person wants to see first."""
+        area = "" if result["discriminator_auc"] is None else f", area under the curve {result['discriminator_auc']:.4f}"
         return (f"{result['discriminator_accuracy']:.2%} of the tokens told right, {result['replaced_recall']:.2%} of the replaced ones "
-                f"({result['replaced_share']:.2%} of all) detected")
+                f"({result['replaced_share']:.2%} of all) detected{area}")
+
+
+def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> float | None:
+    """Area under the ROC curve: how likely a positive has a higher score than a negative, equal ones counting half; both arrays [n].
+
+    Exact, by the sum of the positives' ranks (Mann and Whitney 1947); None where there are only positives or only negatives.
+    """
+    hits = int(positive.sum())
+    if not 0 < hits < len(positive):
+        return None
+    _, which, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2  # from 1, equal scores sharing their mean
+    return float((ranks[which[positive]].sum() - hits * (hits + 1) / 2) / (hits * (len(positive) - hits)))

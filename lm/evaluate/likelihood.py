@@ -1,6 +1,7 @@
 """The likelihood of a split: every token scored exactly once, sums kept on the host in float64, divided once.
 
-A window is `context` tokens of which the last `stride` are scored; the rest is context. Bits per byte are total bits over
+A window is `context` tokens of which the last `stride` are scored; the rest is context. By default all are scored, but for models that are
+counted, whose history is short: their windows overlap by as much as gives every token its whole history. Bits per byte are total bits over
 the raw UTF-8 bytes of the text, so that tokenizers compare; the end of each document is scored and its cost included.
 """
 
@@ -47,11 +48,13 @@ class Evaluator:
 
     def __init__(self, model, mesh, bos_id: int, context: int, batch: int, stride: int = 0, param_shardings=None,
                  layout: Layout = Layout(), loss_chunk: int = 0):  # noqa: B008 - it is immutable
-        """`batch` is rounded up to what the mesh and the layout can cut."""
+        """`batch` is rounded up to what the mesh and the layout can cut; a `stride` of 0 is the default one."""
         self.batch = rows_of(batch, mesh, layout)
-        self.context, self.stride, self.bos_id = context, stride or context, bos_id
-        self._sharding = batch_sharding(mesh)
         self._counted = isinstance(model, CountedModel)
+        # The token before a window is read too. A history longer than the window is cut, as it is for every model.
+        overlap = min(max(0, model.history - 1), context - 1) if self._counted else 0
+        self.context, self.stride, self.bos_id = context, stride or context - overlap, bos_id
+        self._sharding = batch_sharding(mesh)
         self._score = model.token_nats if self._counted else jax.jit(
             lambda params, batch: causal.token_nats(model, params, batch, loss_chunk),
             in_shardings=(param_shardings, self._sharding), out_shardings=replicated(mesh))

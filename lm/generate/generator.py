@@ -42,29 +42,32 @@ class Generator:
     decoding took, and `tokens_per_pass` how many tokens of a row a pass of the model gave, above 1 where drafts were accepted.
     """
 
-    def __init__(self, model, params, tokenizer, draft: tuple | None = None, prefix: bool = False):
-        """With `prefix`, the tokens of a prompt see each other, as a prefix language model has learned it."""
+    def __init__(self, model, params, tokenizer, draft: tuple | None = None, prefix: bool = False, own: tuple[int, ...] = ()):
+        """With `prefix`, the tokens of a prompt see each other, as a prefix language model has learned it; `own` are ids that may be
+        written although they are an objective's own."""
         self.model, self.params, self.tokenizer = model, params, tokenizer
         self._draft, self._draft_params = draft or (None, ())
         if draft and draft[0].vocab_size != model.vocab_size:
             raise ConfigError(f"the draft model has {draft[0].vocab_size} tokens and the model {model.vocab_size}: use the same tokenizer")
         self.seconds = self.tokens_per_pass = 0.0
-        self._fixed = {"model": loops.Prefixed(model) if prefix else model, "eos_id": tokenizer.eos_id, "banned": banned(tokenizer, model)}
+        stops = tokenizer.stop_ids
+        self._fixed = {"model": loops.Prefixed(model) if prefix else model, "eos_id": stops[0] if len(stops) == 1 else stops,
+                       "banned": tuple(token for token in banned(tokenizer, model) if token not in own)}
         self._compiled = functools.lru_cache(maxsize=64)(self._compile)
 
     def __call__(self, prompts: list[str | np.ndarray], max_tokens: int | None = None, sampling: Sampling = UNCHANGED, beams: int = 0,
-                 seed: int = 0, num: int = 1, drafts: int = 0) -> list[Completion]:
+                 seed: int = 0, num: int = 1, drafts: int = 0, begin: bool | None = None) -> list[Completion]:
         """`num` completions of each prompt, in the order of the prompts; with beams, the best `num` <= beams of each.
 
-        A prompt is a text, or token ids.
+        A prompt is a text, or token ids. With `begin` it is put after the token that begins a document, by default where the tokenizer
+        says so (prompt_bos); an empty one always is.
 
         Beams give fewer where there are no more completions of so few tokens. With `drafts` that many tokens are drafted for each pass
         of the model, by the draft model or else by lookup in the text so far; what comes out is distributed as without.
         `max_tokens` None fills the context (at most 128 tokens). ConfigError when prompt and completion do not fit.
         """
         self._check(prompts, beams, num, drafts)
-        encode = lambda prompt: self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt  # noqa: E731
-        encoded = [[self.tokenizer.bos_id, *encode(prompt).tolist()] for prompt in prompts]
+        encoded = [self._encode(prompt, self.tokenizer.prompt_bos if begin is None else begin) for prompt in prompts]
         limit = self._limit(max(map(len, encoded)), max_tokens)
         rows = [row for row in encoded for _ in range(1 if beams else num)]
         lengths = np.array([len(row) for row in rows], np.int32)
@@ -80,6 +83,10 @@ class Generator:
         results = [self._completion(*row, i // per_prompt) for i, row in enumerate(zip(decoded.tokens, decoded.logprobs, strict=True))]
         # Beams that no continuation filled have probability 0.
         return [result for i, result in enumerate(results) if not beams or (i % beams < num and result.logprob != -np.inf)]
+
+    def _encode(self, prompt: str | np.ndarray, begin: bool) -> list[int]:
+        ids = (self.tokenizer.encode(prompt) if isinstance(prompt, str) else np.asarray(prompt)).tolist()
+        return [self.tokenizer.bos_id, *ids] if begin or not ids else ids
 
     def _check(self, prompts, beams, num, drafts):
         if not prompts:
@@ -119,5 +126,5 @@ class Generator:
 
     def _completion(self, tokens, logprob, prompt) -> Completion:
         written = tokens[tokens >= 0].tolist()
-        ended = bool(written) and written[-1] == self.tokenizer.eos_id
+        ended = bool(written) and written[-1] in self.tokenizer.stop_ids
         return Completion(written[:-1] if ended else written, float(logprob), ended, prompt)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lm.generate.sampling import choose, gained, row_keys, without
+from lm.generate.sampling import choose, ends, gained, row_keys, without
 from lm.models import LanguageModel
 
 # Tokens of a prompt, and of all prompts, that are read at once: enough for products at full speed, few enough for the caches of a CPU.
@@ -82,7 +82,7 @@ def put(tokens, index, column):
 
 
 def sample(params, prompts, lengths, limit, seed, _, *, model, room, sampling, eos_id, banned):
-    """At most `limit` <= room sampled tokens for each row."""
+    """At most `limit` <= room sampled tokens for each row. `eos_id` is one id that ends a document, or several."""
     rows = prompts.shape[0]
     logits, state = prefill(model, params, prompts, lengths, prompts.shape[1] + room)
     keys = row_keys(seed, rows)
@@ -93,7 +93,7 @@ def sample(params, prompts, lengths, limit, seed, _, *, model, room, sampling, e
         chosen = choose(without(carry.logits, banned), now, sampling)
         tokens = put(carry.tokens, carry.count, jnp.where(carry.done, -1, chosen))
         logprobs = carry.logprobs + jnp.where(carry.done, 0.0, gained(carry.logits, chosen))
-        return carry._replace(count=carry.count + 1, tokens=tokens, last=chosen, logprobs=logprobs, done=carry.done | (chosen == eos_id))
+        return carry._replace(count=carry.count + 1, tokens=tokens, last=chosen, logprobs=logprobs, done=carry.done | ends(chosen, eos_id))
 
     def step(carry):
         logits, state = model.decode_step(params, carry.state, carry.last[:, None])
@@ -120,7 +120,7 @@ def beam(params, prompts, lengths, limit, seed, _, *, model, room, beams, eos_id
         """The best beams with one token more."""
         scores = without(jax.nn.log_softmax(carry.logits), banned)
         # An ended beam has one continuation, which costs nothing and is not written.
-        ended = jnp.full(vocab, -jnp.inf).at[eos_id].set(0.0)
+        ended = jnp.full(vocab, -jnp.inf).at[eos_id if isinstance(eos_id, int) else eos_id[0]].set(0.0)
         totals = carry.logprobs[:, None] + jnp.where(carry.done[:, None], ended, scores)
         best, index = jax.lax.top_k(ranked(carry, totals).reshape(count, beams * vocab), beams)
         parents = (jnp.arange(count)[:, None] * beams + index // vocab).reshape(-1)
@@ -128,7 +128,7 @@ def beam(params, prompts, lengths, limit, seed, _, *, model, room, beams, eos_id
         done = carry.done[parents]
         tokens = put(carry.tokens[parents], carry.count, jnp.where(done, -1, chosen))
         return Carry(carry.count + 1, reorder(carry.state, parents), carry.logits, tokens, chosen,
-                     totals[parents, chosen] if length_penalty else best.reshape(-1), done | (chosen == eos_id))
+                     totals[parents, chosen] if length_penalty else best.reshape(-1), done | ends(chosen, eos_id))
 
     def ranked(carry, totals):
         if not length_penalty:

@@ -30,7 +30,16 @@ UNCHANGED = Sampling()  # the model's own distribution
 
 def banned(tokenizer, model) -> tuple[int, ...]:
     """Ids that are never written, rising: padding, bos, and an objective's own tokens, which are no text and come after the tokenizer's."""
-    return tuple(sorted({tokenizer.pad_id, tokenizer.bos_id, *range(tokenizer.vocab_size, model.vocab_size)} - {tokenizer.eos_id}))
+    return tuple(sorted({tokenizer.pad_id, tokenizer.bos_id, *range(tokenizer.vocab_size, model.vocab_size)} - set(tokenizer.stop_ids)))
+
+
+def ends(tokens, eos_id: int | tuple[int, ...]):
+    """bool [...]: which of `tokens` [...] end a document, by one id or by several."""
+    first, *others = (eos_id,) if isinstance(eos_id, int) else eos_id
+    found = tokens == first
+    for other in others:
+        found |= tokens == other
+    return found
 
 
 def truncate(logits, sampling: Sampling):

@@ -7,6 +7,7 @@ import numpy as np
 from lm.data.files import write_json
 from lm.errors import ConfigError, DataError
 from lm.generate.translate import Translator, bleu, source_batch
+from lm.objectives.span import Span
 from lm.run import Run, open_run
 
 
@@ -14,8 +15,10 @@ def translator_of(workdir, step: int | None = None) -> tuple[Run, Translator, in
     """(run, translator, step) of a checkpoint, by default the latest. ConfigError unless the run is on pairs."""
     run = open_run(workdir)
     if not run.objective.paired:
+        otherwise = "fill gaps with scripts/generate.py --prompt='The ____ of the union'" if isinstance(run.objective, Span) else \
+            "use a run with objective.name=translation"
         raise ConfigError(f"{workdir} has model.name={run.config.model.name} and objective.name={run.config.objective.name}, which "
-                          "translates nothing: use a run with objective.name=translation")
+                          f"translates nothing: {otherwise}")
     params, step = run.parameters(step=step)
     return run, Translator(run.model, params, run.tokenizer, run.objective.source_tokenizer), step
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.generate.loops import Decoded, apart, prefill, put
-from lm.generate.sampling import choose, gained, probabilities, row_keys, without
+from lm.generate.sampling import choose, ends, gained, probabilities, row_keys, without
 
 
 class Carry(NamedTuple):
@@ -55,20 +55,20 @@ def speculate(params, prompts, lengths, limit, seed, draft_params, *, model, dra
     text = jnp.concatenate([jnp.where(valid, prompts, -1), jnp.full((rows, space), -1, jnp.int32)], axis=1)
     start = Carry(zeros + 1, apart(model, params, state, rows),
                   drafter.start(draft_params, prompts, lengths, space), put(text, width, chosen), gained(logits, chosen),
-                  (chosen == eos_id) | (limit <= 1), jnp.int32(rows))
+                  ends(chosen, eos_id) | (limit <= 1), jnp.int32(rows))
 
     def step(carry):
-        now, ends = _fold(keys, carry.counts), width + carry.counts
-        drafts, q, drafting = drafter.draft(draft_params, carry.drafting, carry.text, ends, n, now, banned)
-        fed = jnp.concatenate([jnp.take_along_axis(carry.text, ends[:, None] - 1, axis=1), drafts], axis=1)
+        now, places = _fold(keys, carry.counts), width + carry.counts
+        drafts, q, drafting = drafter.draft(draft_params, carry.drafting, carry.text, places, n, now, banned)
+        fed = jnp.concatenate([jnp.take_along_axis(carry.text, places[:, None] - 1, axis=1), drafts], axis=1)
         logits, state = model.decode_step(params, carry.state, fed)
         p = probabilities(without(logits, banned), sampling)
         accepted, after = verify(drafts, p, q, _fold(now, jnp.full(rows, n + 1)))
         new = jnp.where(jnp.arange(n + 1) < accepted[:, None], jnp.pad(drafts, ((0, 0), (0, 1))), after[:, None])
         fresh = counting(new, accepted, carry.counts, limit, eos_id) & ~carry.done[:, None]
         counts = jnp.sum(fresh, axis=1)
-        text = jax.vmap(jax.lax.dynamic_update_slice)(carry.text, jnp.where(fresh, new, -1), ends[:, None])
-        done = carry.done | jnp.any(fresh & (new == eos_id), axis=1) | (carry.counts + counts >= limit)
+        text = jax.vmap(jax.lax.dynamic_update_slice)(carry.text, jnp.where(fresh, new, -1), places[:, None])
+        done = carry.done | jnp.any(fresh & ends(new, eos_id), axis=1) | (carry.counts + counts >= limit)
         logprobs = carry.logprobs + jnp.sum(jnp.where(fresh, gained(logits, new), 0.0), axis=1)
         return Carry(carry.counts + counts, model.accept(params, carry.state, state, fed, counts),
                      drafter.settle(draft_params, carry.drafting, drafting, fed, counts), text, logprobs, done,
@@ -86,5 +86,6 @@ def _fold(keys, numbers):
 def counting(new, accepted, counts, limit, eos_id):
     """[R, n + 1]: which of the accepted tokens and the one after them count, up to the limit and the end of the document."""
     places = jnp.arange(new.shape[1])
-    before = jnp.cumsum(new == eos_id, axis=1) - (new == eos_id)
+    ended = ends(new, eos_id)
+    before = jnp.cumsum(ended, axis=1) - ended
     return (places <= accepted[:, None]) & (counts[:, None] + places < limit) & (before == 0)

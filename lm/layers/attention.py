@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lm.errors import ConfigError
 from lm.layers import ring
 from lm.layers.dense import Kernel, project
-from lm.layers.norms import Norm
+from lm.layers.norms import EPSILON, Norm
 from lm.layers.positions import rotate
 from lm.parallel import constrain, extent
 from lm.parallel.sharding import partition_spec
@@ -89,58 +89,80 @@ def attend_heads_first(q_BTHDh, k_NSDh, v_NSDh, mask_BTS, bias=None):
     return y.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_width)
 
 
-def causal_attend(q_BTHDh, k_BTKDh, v_BTKDh, segments_BT):
+def causal_attend(q_BTHDh, k_BTKDh, v_BTKDh, segments_BT, window=None):
     """Attention within a row: query t sees key s of the same segment when s <= t. Padding (segment 0) sees padding alone.
 
-    Queries go in blocks that meet only the keys up to their own end: near half of the work is never done.
+    Queries go in blocks that meet only the keys up to their own end: near half of the work is never done. With a `window` W, a query
+    sees the last W keys, its own included; keys before the window of a block are skipped where W is a number, and not an array [].
     """
     length = q_BTHDh.shape[1]
     block = max(SMALLEST_BLOCK, -(-length // MOST_BLOCKS))
     if block > LONGEST_BLOCK:
         block = -(-block // LONGEST_BLOCK) * LONGEST_BLOCK
+    if isinstance(window, int) and window >= length:
+        window = None
     outputs = []
     for start in range(0, length, block):
         stop = min(start + block, length)
+        first = max(0, start - window + 1) if isinstance(window, int) else 0
         attend_some = _attend_pieces if stop - start > LONGEST_BLOCK else _attend_block
-        outputs.append(attend_some(q_BTHDh[:, start:stop], k_BTKDh[:, :stop], v_BTKDh[:, :stop], segments_BT[:, :stop], start))
+        seen = (x[:, first:stop] for x in (k_BTKDh, v_BTKDh, segments_BT))
+        outputs.append(attend_some(q_BTHDh[:, start:stop], *seen, start - first, window))
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
 
 
-def _attend_block(q_BTHDh, k_BSKDh, v_BSKDh, segments_BS, start):
+def _attend_block(q_BTHDh, k_BSKDh, v_BSKDh, segments_BS, start, window):
     """The queries from `start` on, to the keys before the block's end."""
-    return attend(q_BTHDh, k_BSKDh, v_BSKDh, causal_mask(segments_BS, start, q_BTHDh.shape[1]))
+    return attend(q_BTHDh, k_BSKDh, v_BSKDh, causal_mask(segments_BS, start, q_BTHDh.shape[1], window))
 
 
-def _attend_pieces(q_BTHDh, k_BSKDh, v_BSKDh, segments_BS, start: int):
+def _attend_piece(q_BTHDh, k_BSKDh, v_BSKDh, segments_BS, start, window):
+    """`_attend_block` for queries from `start` on, [], which meet only as many keys as their windows can hold."""
+    span = q_BTHDh.shape[1] + window - 1 if isinstance(window, int) else k_BSKDh.shape[1]
+    if span >= k_BSKDh.shape[1]:
+        return _attend_block(q_BTHDh, k_BSKDh, v_BSKDh, segments_BS, start, window)
+    first = jnp.maximum(start - window + 1, 0)
+    seen = (jax.lax.dynamic_slice_in_dim(x, first, span, axis=1) for x in (k_BSKDh, v_BSKDh, segments_BS))
+    return _attend_block(q_BTHDh, *seen, start - first, window)
+
+
+def _attend_pieces(q_BTHDh, k_BSKDh, v_BSKDh, segments_BS, start: int, window):
     """`_attend_block` by pieces of at most LONGEST_BLOCK queries, which keep nothing for the backward pass but what they are made of."""
     batch, length, *rest = q_BTHDh.shape
     count = length // LONGEST_BLOCK
     whole = count * LONGEST_BLOCK
 
     def one(_, now):
-        return None, jax.checkpoint(_attend_block)(now[0], k_BSKDh, v_BSKDh, segments_BS, now[1])
+        return None, jax.checkpoint(functools.partial(_attend_piece, window=window))(now[0], k_BSKDh, v_BSKDh, segments_BS, now[1])
 
     pieces = q_BTHDh[:, :whole].reshape(batch, count, LONGEST_BLOCK, *rest).swapaxes(0, 1)
     _, y = jax.lax.scan(one, None, (pieces, start + LONGEST_BLOCK * jnp.arange(count)))
     y = y.swapaxes(0, 1).reshape(batch, whole, *rest)
     if whole == length:
         return y
-    return jnp.concatenate([y, _attend_block(q_BTHDh[:, whole:], k_BSKDh, v_BSKDh, segments_BS, start + whole)], axis=1)
+    return jnp.concatenate([y, _attend_block(q_BTHDh[:, whole:], k_BSKDh, v_BSKDh, segments_BS, start + whole, window)], axis=1)
 
 
-def sharded_attend(q_BTHDh, k_BTKDh, v_BTKDh, segments_BT, context: str):
+def sharded_attend(q_BTHDh, k_BTKDh, v_BTKDh, segments_BT, context: str, window=None):
     """`causal_attend` on any mesh; `context` (ring or all_gather) is how devices with stretches of a row meet.
 
-    Rows alone need nothing. With heads over devices each runs its own, as on one device.
+    Rows alone need nothing. With heads over devices each runs its own, as on one device. ConfigError for a window in rows that are cut.
     """
     if extent("time") > 1:
+        if window is not None:
+            raise ConfigError(f"mesh.context={extent('time')} cuts rows in time, for which attention has no windows: set mesh.context=1, "
+                              "or model.attention_window=0")
         if context == "ring":
             return ring.ring_attend(q_BTHDh, k_BTKDh, v_BTKDh, segments_BT)
         return ring.gather_attend(attend, q_BTHDh, k_BTKDh, v_BTKDh, segments_BT)
     if extent("act_heads") > 1:
         specs = (ring.HEADS, ring.HEADS, ring.HEADS, ring.ROWS)
-        return jax.shard_map(causal_attend, in_specs=specs, out_specs=ring.HEADS)(q_BTHDh, k_BTKDh, v_BTKDh, segments_BT)
-    return causal_attend(q_BTHDh, k_BTKDh, v_BTKDh, segments_BT)
+        if window is not None and not isinstance(window, int):
+            return jax.shard_map(causal_attend, in_specs=(*specs, partition_spec(())), out_specs=ring.HEADS)(
+                q_BTHDh, k_BTKDh, v_BTKDh, segments_BT, window)
+        local = functools.partial(causal_attend, window=window)
+        return jax.shard_map(local, in_specs=specs, out_specs=ring.HEADS)(q_BTHDh, k_BTKDh, v_BTKDh, segments_BT)
+    return causal_attend(q_BTHDh, k_BTKDh, v_BTKDh, segments_BT, window)
 
 
 def masked_attend(q_BTHDh, k_BSKDh, v_BSKDh, mask: Mask):
@@ -166,11 +188,21 @@ def prefix_mask(segments_BT, prefix_BT):
     return causal_mask(segments_BT, 0, segments_BT.shape[1]) | prefix
 
 
-def causal_mask(segments, start, count: int):
-    """[B, count, S]: which of the keys, whose segments are [B, S], the queries from number `start` on see."""
+def causal_mask(segments, start, count: int, window=None):
+    """[B, count, S]: which of the keys, whose segments are [B, S], the queries from number `start` on see; of its past each sees the last
+    `window` keys, its own included (None: all).
+    """
     queries, keys = start + jnp.arange(count), jnp.arange(segments.shape[1])
     here = jax.lax.dynamic_slice_in_dim(segments, start, count, axis=1)
-    return (here[:, :, None] == segments[:, None, :]) & (queries[:, None] >= keys)
+    seen = (here[:, :, None] == segments[:, None, :]) & (queries[:, None] >= keys)
+    return seen if window is None else seen & in_window(queries, keys, window)
+
+
+def in_window(queries, keys, window):
+    """[..., T, S]: keys from the last `window` on before each query, its own included, and all that come after it; numbers of the queries
+    are [..., T], of the keys [S].
+    """
+    return queries[..., None] - keys < window
 
 
 class Attention(nn.Module):
@@ -178,6 +210,8 @@ class Attention(nn.Module):
 
     Tokens see the past of their segment, or what `mask` says. With a cache, the T new tokens go into slots from `place.slot` on and
     see what `place` says; neither segments nor mask are used. `scaled` False does not divide logits by the root of Dh (T5).
+    `bias` is that of the inputs (query, key, value), and of the output unless `output_bias` says otherwise. `qk_norm` is over each head,
+    or over all heads' units together with `qk_norm_over` all. `window`, a number or an array [], cuts what a query sees of its past.
     """
 
     heads: int
@@ -188,25 +222,30 @@ class Attention(nn.Module):
     output_scale: float
     context: str = "ring"
     scaled: bool = True
+    output_bias: bool | None = None
+    qk_norm_over: str = "head"
+    norm_eps: float = EPSILON
 
     @nn.compact
-    def __call__(self, x, segments, angles, mask: Mask | None = None, cache: Cache | None = None,
-                 place: Place | None = None) -> tuple[jax.Array, Cache | None]:
+    def __call__(self, x, segments, angles, mask: Mask | None = None, cache: Cache | None = None, place: Place | None = None,
+                 window=None) -> tuple[jax.Array, Cache | None]:
         batch, length, width = x.shape
         q, k, v = self._project(x)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         if cache is not None:
             cache = Cache(write(cache.keys, k, place.slot), write(cache.values, v, place.slot))
-            y = attend_heads_first(q, *cache, place.visible, place.bias)
+            slots = place.slot[..., None] + jnp.arange(length)
+            y = attend_heads_first(q, *cache, windowed(place.visible, slots, window), place.bias)
         elif self.is_initializing():  # a stand-in of two tokens, which no mesh cuts
             y = causal_attend(q, k, v, segments) if mask is None else attend(q, k, v, *mask)
         elif mask is None:
-            y = sharded_attend(q, k, v, segments, self.context)
+            y = sharded_attend(q, k, v, segments, self.context, window)
         else:
-            y = masked_attend(q, k, v, mask)
+            y = masked_attend(q, k, v, mask._replace(visible=windowed(mask.visible, jnp.arange(length), window)))
         y = checkpoint_name(y.reshape(batch, length, self.heads * self.head_width), "attention")
-        output = Kernel(width, ("heads", "width"), scale=self.output_scale, bias=self.bias, name="output")(y.shape[-1], x.dtype)
+        bias = self.bias if self.output_bias is None else self.output_bias
+        output = Kernel(width, ("heads", "width"), scale=self.output_scale, bias=bias, name="output")(y.shape[-1], x.dtype)
         (y,) = project(y, [output], "batch", "time", "act_heads")
         return checkpoint_name(constrain(y, "batch", "residual_time", "act_width"), "attention_output"), cache
 
@@ -220,8 +259,18 @@ class Attention(nn.Module):
             for part, (name, heads) in zip(project(x, kernels, "batch", "time", "act_width"), names, strict=True)
         )
         if self.qk_norm:
-            q, k = Norm("rmsnorm", name="query_norm")(q), Norm("rmsnorm", name="key_norm")(k)
+            q, k = self._normalised(q, "query_norm"), self._normalised(k, "key_norm")
         return q if self.scaled else unscaled(q), k, v
+
+    def _normalised(self, x, name: str):
+        """x [B, T, heads, Dh] by RMSNorm."""
+        norm = Norm("rmsnorm", epsilon=self.norm_eps, name=name)
+        return norm(x) if self.qk_norm_over == "head" else norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
+
+
+def windowed(visible, queries, window):
+    """`visible` [B, T, S] without the keys before the windows of the queries, whose numbers are [T] or [B, T]; see `in_window`."""
+    return visible if window is None else visible & in_window(queries, jnp.arange(visible.shape[-1]), window)
 
 
 def unscaled(q_BTHDh):

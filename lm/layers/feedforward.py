@@ -1,4 +1,4 @@
-"""Position-wise feed-forward layers: GELU, ReLU and its square (So et al. 2021), and the gated SwiGLU and GEGLU (Shazeer 2020)."""
+"""Position-wise feed-forward layers: GELU, SiLU, ReLU and its square (So et al. 2021), and the gated SwiGLU and GEGLU (Shazeer 2020)."""
 
 import flax.linen as nn
 import jax
@@ -31,9 +31,15 @@ def gelu_erf(x):
     return jax.nn.gelu(x, approximate=False)
 
 
-PLAIN = {"gelu": gelu, "gelu_erf": gelu_erf, "relu": jax.nn.relu, "relu2": lambda x: jnp.square(jax.nn.relu(x))}
+def quick_gelu(x):
+    """GELU by a logistic function (Hendrycks and Gimpel 2016), which CLIP uses."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+PLAIN = {"gelu": gelu, "gelu_erf": gelu_erf, "quick_gelu": quick_gelu, "relu": jax.nn.relu, "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+         "silu": nn.silu}
 # Of these, one product gates another.
-GATED = {"swiglu": nn.silu, "geglu": gelu}
+GATED = {"swiglu": nn.silu, "geglu": gelu, "geglu_erf": gelu_erf}
 
 
 class FeedForward(nn.Module):

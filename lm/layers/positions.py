@@ -11,8 +11,14 @@ def rotary_angles(positions, head_width: int, base: float):
 
 
 def rotate(x, angles):
-    """x [B, T, H, Dh] with the pairs (i, i + Dh/2) turned by their angle, computed in float32."""
+    """x [B, T, H, Dh] with the pairs (i, i + Dh/2) turned by their angle, computed in float32.
+
+    With angles [B, T, 1, n/2] for fewer than Dh units, the first n are a head by themselves, and the others stay (GPT-NeoX).
+    """
     cos, sin = angles
+    width = 2 * cos.shape[-1]
+    if width < x.shape[-1]:
+        return jnp.concatenate([rotate(x[..., :width], angles), x[..., width:]], axis=-1)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 

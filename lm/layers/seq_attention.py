@@ -2,6 +2,9 @@
 
 Additive scores are v . tanh(W q + U k); multiplicative ones are q . (W k) ("general") or q . k ("dot"). What depends on the source
 alone, the second product, is computed once for all steps: it is what `Memory` keeps as keys.
+
+With input feeding (Luong et al. 2015, section 3.3) the first layer reads, beside its own input, the attentional state of the step before:
+no product of the decoder but that of its inputs can then be made for all times at once.
 """
 
 from typing import NamedTuple
@@ -91,3 +94,71 @@ class AttentiveRecurrence(Recurrence):
         steps = projected, None if valid is None else valid.T[..., None]
         state, parts = jax.lax.scan(jax.checkpoint(advance) if self.remat else advance, state, steps, unroll=min(self.unroll, x.shape[1]))
         return *(jnp.swapaxes(part, 0, 1) for part in parts), state
+
+
+class Layer(NamedTuple):
+    """A recurrent layer in pieces: products of its own input, the matrix [M, G, D] of what is read at each step alone, and the rest.
+
+    `own` is [T, B, G, D], or the bias [G, D] of a layer without an input of its own.
+    """
+
+    own: jax.Array
+    of_step: jax.Array
+    recurrent: jax.Array
+    recurrent_bias: jax.Array | None
+
+
+class SteppedLayer(Recurrence):
+    """The parameters of a `Recurrence` over [x; y], of which y [.., M] is known at each step alone."""
+
+    @nn.compact
+    def __call__(self, x, inputs: int, dtype) -> Layer:
+        """`x` [B, T, N] or None, and M = `inputs`."""
+        own = 0 if x is None else x.shape[-1]
+        kernel, recurrent, bias, recurrent_bias = self._parameters(own + inputs)
+        projected = bias if x is None else self._project(x, kernel[:own], bias)
+        of_step, recurrent = (gate_matrix(matrix, GATES[self.cell]) for matrix in (kernel[own:].astype(dtype), recurrent))
+        return Layer(projected, of_step, recurrent, recurrent_bias)
+
+
+class Feeding(NamedTuple):
+    """How a decoder with input feeding steps: its cell, whether layers add their input, and how its scan is unrolled and recomputed."""
+
+    cell: str
+    residual: bool
+    unroll: int
+    remat: bool
+
+
+def fed_decoder(how: Feeding, layers: list[Layer], attentional, memory: Memory, states, masks, valid=None):
+    """(attentional states [B, T, O], weights [B, T, S], states) of recurrent layers with Luong's attention and input feeding.
+
+    `states` are those of the layers and last (the attentional state [B, O] before,); `attentional` is the matrix of [context; state];
+    `masks` [B, T, D] multiply the outputs of each layer, None is all ones. Where `valid` [B, T] is False all states stay as they are.
+    """
+    dtype = memory.values.dtype
+
+    def advance(state, now):
+        *before, (fed,) = state
+        own, masks_now, valid_now = now
+        after, x = [], fed.astype(dtype)
+        for number, (layer, cell_state) in enumerate(zip(layers, before, strict=True)):
+            product = jnp.einsum("bm,mgd->bgd", x, layer.of_step, preferred_element_type=jnp.float32)
+            inputs = (layer.own if number else own).astype(jnp.float32) + product
+            after.append(step(how.cell, dtype, cell_state, inputs, layer.recurrent, layer.recurrent_bias))
+            y = after[-1][0].astype(dtype)
+            y = y if masks_now[number] is None else y * masks_now[number]
+            x = x + y if how.residual and number else y
+        weights = softmax_over(memory.real, multiplicative_scores(x[:, None], memory.keys))
+        both = jnp.concatenate([read(memory, weights), x[:, None]], axis=-1)
+        hidden = jnp.tanh(project(both, [attentional], "batch", "scan_time", "act_width")[0])[:, 0]
+        after.append((hidden.astype(jnp.float32),))
+        if valid_now is not None:
+            after = jax.tree.map(lambda new, old: jnp.where(valid_now, new, old), tuple(after), state)
+        return tuple(after), (hidden, weights[:, 0])
+
+    by_time = [None if mask is None else jnp.swapaxes(mask, 0, 1) for mask in masks]
+    steps = layers[0].own, by_time, None if valid is None else valid.T[..., None]
+    states, parts = jax.lax.scan(jax.checkpoint(advance) if how.remat else advance, tuple(states), steps,
+                                 unroll=min(how.unroll, len(layers[0].own)))
+    return *(jnp.swapaxes(part, 0, 1) for part in parts), states

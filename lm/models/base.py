@@ -113,6 +113,11 @@ class ProbabilityModel(LanguageModel):
 class CountedModel(ProbabilityModel):
     """A model that is made by counting: its parameters are a dict of NumPy arrays, and it works on the host."""
 
+    @property
+    @abc.abstractmethod
+    def history(self) -> int:
+        """How many tokens before a target it reads at most."""
+
     def init_boxed(self, rng):
         """There is nothing to draw."""
         raise TypeError(f"{type(self).__name__} is made by counting: use fit")

@@ -5,10 +5,7 @@ import math
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from lm.layers.dense import Kernel, project
-from lm.layers.feedforward import PLAIN
 from lm.models import encoder, transformer
 from lm.models.base import Model, Sizes
 from lm.parallel import Layout
@@ -31,7 +28,7 @@ class Electra(nn.Module):
         generator, discriminator = self.spec.generator, self.spec.discriminator
         self.inputs = encoder.Inputs(discriminator)
         self.generator, self.masked = encoder.Body(generator, number=1), encoder.MaskedHead(generator)
-        self.discriminator, self.replaced = encoder.Body(discriminator), ReplacedHead(discriminator.block)
+        self.discriminator, self.replaced = encoder.Body(discriminator), encoder.ReplacedHead(discriminator)
 
     def __call__(self, batch, noise=None):
         """What the generator predicts masked tokens from, [B, T, E + 1]."""
@@ -46,18 +43,6 @@ class Electra(nn.Module):
     def discriminate(self, batch, noise=None):
         """[B, T] in float32: the logit that a token is not the text's own."""
         return self.replaced(self.encode(batch, noise))
-
-
-class ReplacedHead(nn.Module):
-    """[B, T, D] to float32 logits [B, T]."""
-
-    spec: transformer.Spec
-
-    @nn.compact
-    def __call__(self, x):
-        x = PLAIN[encoder.head_activation(self.spec)](encoder.dense(x, self.spec.width, self.spec, "transform"))
-        output = Kernel(1, ("width", None), bias=True, name="output")(x.shape[-1], jnp.float32)
-        return project(x.astype(jnp.float32), [output], "batch", "time", "act_width")[0][..., 0]
 
 
 class ElectraModel(Model):
@@ -113,6 +98,6 @@ def smaller(block: transformer.Spec, share: float) -> transformer.Spec:
 
 def build(model, sizes: Sizes, layout: Layout) -> ElectraModel:
     """The pair of encoders of the config's model section, which describes the discriminator."""
-    discriminator = encoder.spec_of(model, sizes, layout, False, False)
+    discriminator = encoder.spec_of(model, sizes, layout)
     generator = dataclasses.replace(discriminator, block=smaller(discriminator.block, model.generator_share))
     return ElectraModel(Electra(Spec(generator, discriminator)), sizes.vocab, sizes.context)

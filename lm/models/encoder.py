@@ -1,4 +1,5 @@
-"""Bidirectional encoder: BERT (Devlin et al. 2019), for masked-token and next-sentence prediction and as a start for other tasks."""
+"""Bidirectional encoder: BERT (Devlin et al. 2019) and its kin, for predicting masked tokens and next sentences, for telling replaced
+tokens from the text's own (Clark et al. 2020), and as a start for other tasks."""
 
 import dataclasses
 
@@ -6,12 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lm.errors import ConfigError
 from lm.layers.attention import Mask, causal_mask, segment_mask
 from lm.layers.cross_attention import Source
 from lm.layers.dense import Embedding, Kernel, dropout, project
 from lm.layers.feedforward import PLAIN
 from lm.layers.norms import Norm
-from lm.layers.positions import rotary_angles
 from lm.layers.relative import RelativeBias
 from lm.models import transformer
 from lm.models.base import Model, Sizes
@@ -28,6 +29,9 @@ class Spec:
     pooler: bool
     next_sentence: bool
     masked_head: bool = True  # False: `apply` gives hidden states, and nothing predicts tokens
+    replaced_head: bool = False
+    head_activation: str = "gelu"
+    position_offset: int = 0
 
 
 class Stack(nn.Module):
@@ -44,14 +48,14 @@ class Stack(nn.Module):
     @nn.compact
     def __call__(self, x, segments, positions, noise=None, source: Source | None = None):
         s, length = self.spec, x.shape[1]
-        angles = rotary_angles(positions, s.head_width, s.rope_base) if s.positions == "rope" else None
+        angles = s.angles(positions, segments)
         bias = relative_bias(self, name="relative").square(length) if s.positions == "relative" else None
         if self.causal:  # without an addition, attention's own way to the causal mask is faster
             mask = None if bias is None else Mask(causal_mask(segments, 0, length), bias)
         else:
             mask = Mask(segment_mask(segments, segments), bias)
         x = transformer.all_layers(s, x, (segments, angles, noise, mask, source), self.is_initializing())
-        return s.make_norm("final_norm")(x) if s.norm_position == "pre" else x
+        return s.make_norm("final_norm")(x) if s.final_norm else x
 
 
 def relative_bias(stack: Stack, name: str | None = None) -> RelativeBias:
@@ -69,7 +73,8 @@ class Inputs(nn.Module):
         s, block = self.spec, self.spec.block
         x = Embedding(block.vocab_size, s.embedding_width, name="tokens")(batch["tokens"], block.dtype)
         if block.positions == "learned":
-            x = x + Embedding(block.context, s.embedding_width, ("positions", "width"), name="positions")(batch["positions"], block.dtype)
+            rows = Embedding(block.context + s.position_offset, s.embedding_width, ("positions", "width"), name="positions")
+            x = x + rows(batch["positions"] + s.position_offset, block.dtype)
         if s.types:
             x = x + Embedding(s.types, s.embedding_width, ("positions", "width"), name="types")(batch["types"], block.dtype)
         return block.make_norm("norm")(x)
@@ -107,15 +112,22 @@ class MaskedHead(nn.Module):
     @nn.compact
     def __call__(self, x):
         s, block = self.spec, self.spec.block
-        x = PLAIN[head_activation(block)](dense(x, s.embedding_width, block, "transform"))
+        x = PLAIN[s.head_activation](dense(x, s.embedding_width, block, "transform"))
         x = Norm("layernorm", True, block.norm_eps, name="norm")(x)
         self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",)), (block.vocab_size,), jnp.float32)
         return jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1)
 
 
-def head_activation(block: transformer.Spec) -> str:
-    """The non-linearity of the heads: that of the layers where it is a plain one."""
-    return block.activation if block.activation in PLAIN else "gelu"
+class ReplacedHead(nn.Module):
+    """[B, T, D] to float32 logits [B, T]."""
+
+    spec: Spec
+
+    @nn.compact
+    def __call__(self, x):
+        x = PLAIN[self.spec.head_activation](dense(x, self.spec.block.width, self.spec.block, "transform"))
+        output = Kernel(1, ("width", None), bias=True, name="output")(x.shape[-1], jnp.float32)
+        return project(x.astype(jnp.float32), [output], "batch", "time", "act_width")[0][..., 0]
 
 
 def output_matrix(inputs, masked) -> jax.Array:
@@ -134,6 +146,8 @@ class Encoder(nn.Module):
         self.inputs, self.body = Inputs(s), Body(s)
         if s.masked_head:
             self.masked = MaskedHead(s)
+        if s.replaced_head:
+            self.replaced = ReplacedHead(s)
         if s.pooler:
             self.pooler = Kernel(block.width, ("width", "cell"), bias=True)
         if s.next_sentence:
@@ -141,11 +155,17 @@ class Encoder(nn.Module):
 
     def __call__(self, batch, noise=None):
         x = self.encode(batch, noise)
-        if self.is_initializing() and self.spec.pooler:
+        if self.is_initializing():
+            self._other_heads(x)
+        return self.masked(x) if self.spec.masked_head else x
+
+    def _other_heads(self, x):
+        if self.spec.replaced_head:
+            self.replaced(x)
+        if self.spec.pooler:
             pooled = self.pool(x)
             if self.spec.next_sentence:
                 self.follows(pooled)
-        return self.masked(x) if self.spec.masked_head else x
 
     def encode(self, batch, noise=None):
         """[B, T, D]."""
@@ -154,6 +174,10 @@ class Encoder(nn.Module):
     def predict(self, encoded):
         """[B, T, E + 1] of hidden states [B, T, D]; see `MaskedHead`."""
         return self.masked(encoded)
+
+    def discriminate(self, batch, noise=None):
+        """[B, T] in float32."""
+        return self.replaced(self.encode(batch, noise))
 
     def pool(self, encoded):
         """[B, D] in float32."""
@@ -191,7 +215,13 @@ class EncoderModel(Model):
         return self.module.apply({"params": params}, batch, noise, method="encode")
 
     def predict(self, params, encoded) -> jax.Array:
-        """What `apply` gives, [B, T, E + 1], of hidden states [B, T, D]: of some tokens alone, if only their logits are wanted."""
+        """What `apply` gives, [B, T, E + 1], of hidden states [B, T, D]: of some tokens alone, if only their logits are wanted.
+
+        ConfigError with model.masked_head=false.
+        """
+        if not self.spec.masked_head:
+            raise ConfigError("this encoder predicts no tokens (model.masked_head=false), so that there is nothing to train it on or to "
+                              "evaluate it by: use one that has that head")
         return self.module.apply({"params": params}, encoded, method="predict")
 
     def pool(self, params, encoded) -> jax.Array:
@@ -206,17 +236,33 @@ class EncoderModel(Model):
         """What `next_sentence_logits` gives, of hidden states [B, T, D] that are there already."""
         return self.module.apply({"params": params}, self.pool(params, encoded), method="follows")
 
+    def discriminate(self, params, batch: dict, noise: jax.Array | None = None) -> jax.Array:
+        """[B, T] in float32: the logit that a token was replaced; needs model.replaced_head."""
+        return self.module.apply({"params": params}, batch, noise, method="discriminate")
+
+    def sentence_embeddings(self, params, batch: dict) -> jax.Array:
+        """[B, D] in float32, of length 1: the mean of each row's hidden states, padding apart (Reimers and Gurevych 2019).
+
+        Inner products are cosine similarities.
+        """
+        hidden = self.encode(params, batch).astype(jnp.float32)
+        real = (batch["segments"] > 0).astype(jnp.float32)[..., None]
+        mean = jnp.sum(hidden * real, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1.0)
+        return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+
     def unembedding(self, params) -> jax.Array:
         """[E + 1, V] in float32."""
         return output_matrix(params["inputs"], params["masked"])
 
     def forward_flops(self, context: int, causal: bool = True) -> float:
         """FLOPs per token of a forward pass with the logits of every token; all keys of a row count, whatever `causal` says."""
-        return body_flops(self.spec, context) + head_flops(self.spec)
+        width = self.spec.block.width
+        told = 2 * width * (width + 1) if self.spec.replaced_head else 0
+        return body_flops(self.spec, context) + self.prediction_flops() + told
 
     def prediction_flops(self) -> float:
         """The part of `forward_flops` that predicts a token."""
-        return head_flops(self.spec)
+        return head_flops(self.spec) if self.spec.masked_head else 0.0
 
 
 def body_flops(spec: Spec, context: int) -> float:
@@ -230,13 +276,19 @@ def head_flops(spec: Spec) -> float:
     return 2 * spec.block.width * spec.embedding_width + 2 * (spec.embedding_width + 1) * spec.block.vocab_size
 
 
-def spec_of(model, sizes: Sizes, layout: Layout, pooler: bool, next_sentence: bool) -> Spec:
-    """The shape that the config's model section gives."""
+def spec_of(model, sizes: Sizes, layout: Layout) -> Spec:
+    """The shape that the config's model section gives, with a head that predicts tokens and none else."""
     transformer.allow_positions(model, "learned", "rope")
-    return Spec(transformer.spec_of(model, sizes, layout), model.embedding_width or model.width, model.token_types, pooler, next_sentence)
+    if model.position_offset and model.positions != "learned":
+        raise ConfigError(f"model.position_offset={model.position_offset} is for a table of positions: set model.positions=learned, or 0")
+    block = transformer.spec_of(model, sizes, layout)
+    activation = model.head_activation or (block.activation if block.activation in PLAIN else "gelu")
+    return Spec(block, model.embedding_width or model.width, model.token_types, False, False, head_activation=activation,
+                position_offset=model.position_offset)
 
 
 def build(model, sizes: Sizes, layout: Layout) -> EncoderModel:
     """The encoder of the config's model section."""
-    spec = spec_of(model, sizes, layout, model.pooler or model.next_sentence, model.next_sentence)
+    spec = dataclasses.replace(spec_of(model, sizes, layout), pooler=model.pooler or model.next_sentence, next_sentence=model.next_sentence,
+                               masked_head=model.masked_head, replaced_head=model.replaced_head)
     return EncoderModel(Encoder(spec), sizes.vocab, sizes.context)

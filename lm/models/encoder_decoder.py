@@ -14,7 +14,6 @@ from lm.errors import ConfigError
 from lm.layers.attention import Cache, Place, segment_mask
 from lm.layers.cross_attention import WEIGHTS, CrossAttention, Source
 from lm.layers.dense import Unembedding, dropout
-from lm.layers.positions import rotary_angles
 from lm.models import transformer
 from lm.models.base import Sizes
 from lm.models.encoder import Stack, relative_bias
@@ -128,7 +127,7 @@ class EncoderDecoderModel(EncoderDecoder):
         s, stack = self.spec.decoder, params["decoder"]
         first, slots, visible = transformer.seen_slots(state, tokens.shape[1], valid)
         positions = slots - first[:, None]
-        angles = rotary_angles(positions, s.head_width, s.rope_base) if s.positions == "rope" else None
+        angles = s.slot_angles(positions, first, visible.shape[-1])
         bias = None
         if s.positions == "relative":
             keys = jnp.arange(visible.shape[-1])
@@ -141,7 +140,7 @@ class EncoderDecoderModel(EncoderDecoder):
             x, cache = Block(s).apply(block, x, layer, None, angles, source=Source(source, source_visible), cache=cache,
                                       place=Place(state.slot, visible, bias))
             caches.append(cache)
-        if s.norm_position == "pre":
+        if s.final_norm:
             x = s.make_norm().apply({"params": stack["final_norm"]}, x)
         return scaled(self.spec, x), state._replace(slot=state.slot + tokens.shape[1], first=first, caches=tuple(caches))
 

@@ -1,8 +1,9 @@
 """Recurrent encoder-decoders: Sutskever et al. (2014) without attention, Bahdanau et al. (2015) and Luong et al. (2015) with it.
 
 The decoder starts from the encoder's last states, through a learnt bridge where the encoder reads both ways. Bahdanau's attention is
-read by the decoder's first layer at every step; Luong's comes after the layers ("global"; without input feeding), so that these run over
-all times at once. With attention the last hidden state is tanh(W [context; state]), Luong's attentional state.
+read by the decoder's first layer at every step; Luong's comes after the layers ("global"), so that these run over all times at once,
+unless model.input_feeding gives the first layer the attentional state of the step before. With attention the last hidden state is
+tanh(W [context; state]), Luong's attentional state.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from lm.errors import ConfigError
 from lm.layers import seq_attention
 from lm.layers.dense import Embedding, Kernel, Unembedding, dropout, project
 from lm.layers.recurrence import GATES, Recurrence, empty_state
-from lm.layers.seq_attention import AttentiveRecurrence, Memory
+from lm.layers.seq_attention import AttentiveRecurrence, Memory, SteppedLayer
 from lm.models.base import Sizes
 from lm.models.encoder_decoder_base import EncoderDecoder
 from lm.parallel import Layout, constrain, gathered
@@ -41,6 +42,7 @@ class Spec:
     dtype: str
     unroll: int
     remat: str
+    input_feeding: bool = False
 
     @property
     def memory_width(self) -> int:
@@ -54,7 +56,10 @@ class Spec:
 
 
 class Encoded(NamedTuple):
-    """What a decoder needs of its sources: a memory (None without attention) and its own first states, a tuple for each layer."""
+    """What a decoder needs of its sources: a memory (None without attention) and its own first states, a tuple for each layer.
+
+    With input feeding one more tuple holds the last attentional state [B, O].
+    """
 
     memory: Memory | None
     states: tuple[tuple[jax.Array, ...], ...]
@@ -109,6 +114,8 @@ class Decoder(nn.Module):
         s, memory, weights = self.spec, encoded.memory, None
         first = 1 + s.layers  # of the dropouts after the encoder's
         x = embedded = dropout(self.embedding(tokens), s.dropout, noise, first)
+        if s.input_feeding:
+            return self.fed(x, encoded, noise, valid)
         never, new_states = jnp.zeros(tokens.shape, bool), []
         recurrence = nn.remat(Recurrence) if s.remat == "full" else Recurrence
         for layer, state in enumerate(encoded.states):
@@ -130,6 +137,19 @@ class Decoder(nn.Module):
         elif s.output_width != s.width:
             x = self.dense(x, "projection", s.output_width)
         return x, weights, tuple(new_states)
+
+    @nn.nowrap
+    def fed(self, x, encoded: Encoded, noise, valid):
+        """What `__call__` gives, with input feeding; called inside it."""
+        s = self.spec
+        layers = [SteppedLayer(s.cell, s.width, s.unroll, name=f"layer_{layer}")(None if layer else x, s.width if layer else s.output_width,
+                                                                                  x.dtype) for layer in range(s.layers)]
+        attentional = Kernel(s.output_width, ("width", "cell"), name="attentional")(s.memory_width + s.width, x.dtype)
+        ones = jnp.ones((*x.shape[:2], s.width), x.dtype)
+        dropped = noise is not None and s.dropout
+        masks = [dropout(ones, s.dropout, noise, 2 + s.layers + layer) if dropped else None for layer in range(s.layers)]
+        how = seq_attention.Feeding(s.cell, s.residual, s.unroll, s.remat == "full")
+        return seq_attention.fed_decoder(how, layers, attentional, encoded.memory, encoded.states, masks, valid)
 
     @nn.nowrap
     def embedding(self, tokens):
@@ -192,7 +212,8 @@ class Seq2Seq(nn.Module):
         values, last_states = self.encoder(batch["source_tokens"], real, noise)
         keys = self.keys if s.attention in ("bahdanau", "luong") else None
         memory = None if s.attention == "none" else seq_attention.remembered(values, real, keys)
-        return Encoded(memory, self.bridge(last_states))
+        fed = ((jnp.zeros((len(real), s.output_width), jnp.float32),),) if s.input_feeding else ()
+        return Encoded(memory, (*self.bridge(last_states), *fed))
 
     def decode(self, tokens, encoded: Encoded, valid=None):
         """(hidden states [B, n, O], what `encoded` becomes after the tokens)."""
@@ -274,6 +295,8 @@ class Seq2SeqModel(EncoderDecoder):
         total += 2 * (memory + s.width) * s.output_width
         if s.attention != "luong_dot":
             total += 2 * memory * s.width  # keys, once a source token
+        if s.input_feeding:
+            total += 2 * gates * s.width * s.output_width
         if s.attention == "bahdanau":
             total += 2 * s.width * s.width + 2 * gates * s.width * memory + 2 * s.embedding_width * s.output_width
         return total
@@ -287,10 +310,13 @@ def build(model, sizes: Sizes, layout: Layout) -> Seq2SeqModel:
         raise ConfigError("model.attention=luong_dot needs states of one width: set model.bidirectional=False, or use luong")
     if model.bidirectional and model.reverse_source:
         raise ConfigError("model.reverse_source changes nothing with model.bidirectional=True: use one of them")
+    if model.input_feeding and not model.attention.startswith("luong"):
+        raise ConfigError("model.input_feeding=True feeds the state after Luong's attention, and "
+                          f"model.attention={model.attention} has none: use luong or luong_dot")
     spec = Spec(
         cell=model.cell, attention=model.attention, vocab_size=sizes.vocab, source_vocab=sizes.source_vocab, layers=model.layers,
         width=model.width, embedding_width=model.embedding_width or model.width, bidirectional=model.bidirectional,
         reverse_source=model.reverse_source, residual=model.residual, tie_embeddings=model.tie_embeddings, dropout=model.dropout,
-        dtype=model.dtype, unroll=model.unroll, remat=model.remat,
+        dtype=model.dtype, unroll=model.unroll, remat=model.remat, input_feeding=model.input_feeding,
     )
     return Seq2SeqModel(Seq2Seq(spec), sizes.vocab, None)

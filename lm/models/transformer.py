@@ -13,7 +13,8 @@ from lm.layers.cross_attention import WEIGHTS, CrossAttention, Source
 from lm.layers.dense import Embedding, Unembedding, dropout
 from lm.layers.feedforward import GATED, FeedForward
 from lm.layers.norms import Norm
-from lm.layers.positions import rotary_angles, sinusoids
+from lm.layers.positions import sinusoids
+from lm.layers.rope import Rope, document_lengths
 from lm.models.base import LanguageModel, Sizes
 from lm.parallel import Layout, alone, constrain, extent, gathered
 from lm.parallel.pipeline import pipeline
@@ -38,10 +39,15 @@ class Spec:
     norm_eps: float
     activation: str
     positions: str
-    rope_base: float
+    rope: Rope | None
+    attention_window: int
+    window_from: int
+    parallel_residual: bool
     qk_norm: bool
+    qk_norm_over: str
     scale_attention: bool
     bias: bool
+    attention_bias: str
     tie_embeddings: bool
     dropout: float
     dtype: str
@@ -54,6 +60,42 @@ class Spec:
     def make_norm(self, name: str | None = None) -> Norm:
         """A norm of its kind."""
         return Norm(self.norm, self.bias, self.norm_eps, name=name)
+
+    @property
+    def final_norm(self) -> bool:
+        """Whether a norm follows the last layer: a norm after each sum needs none."""
+        return self.norm_position != "post"
+
+    def make_attention(self, output_scale: float) -> Attention:
+        """A layer's self-attention."""
+        bias, output_bias = {"": (self.bias, self.bias), "all": (True, True), "inputs": (True, False), "none": (False, False)}[
+            self.attention_bias]
+        return Attention(self.heads, self.kv_heads, self.head_width, bias, self.qk_norm, output_scale, self.layout.context,
+                         self.scale_attention, output_bias, self.qk_norm_over, self.norm_eps, name="attention")
+
+    def window(self, layer):
+        """Keys that a query sees of its past in a layer, whose number may be traced; None is all of them."""
+        if not self.attention_window or self.window_from >= self.layers:
+            return None
+        if self.window_from == 0:
+            return self.attention_window
+        # One program for all layers: what no row reaches stands for all.
+        return jnp.where(layer >= self.window_from, self.attention_window, jnp.iinfo(jnp.int32).max)
+
+    def angles(self, positions, segments):
+        """Rotary angles of rows [B, T], None without them."""
+        if self.rope is None:
+            return None
+        return self.rope.angles(positions, document_lengths(positions, segments) if self.rope.by_length else None)
+
+    def slot_angles(self, positions, first, slots: int):
+        """Rotary angles of new tokens at positions [B, n] whose rows begin at slot `first` [B] of a cache with `slots` slots.
+
+        Wavelengths that go by the length of a document are those of the longest that fits, so that all keys in a cache have the same.
+        """
+        if self.rope is None:
+            return None
+        return self.rope.angles(positions, jnp.minimum(slots - first, self.context)[:, None])
 
 
 class Inputs(nn.Module):
@@ -76,7 +118,8 @@ class Inputs(nn.Module):
 class Block(nn.Module):
     """Self-attention, attention to a source where there is one, and feed-forward, each added to its input.
 
-    The norm is before each (pre), or after each sum (post, Vaswani et al. 2017). `layer` tells the dropouts of layers apart.
+    The norm is before each (pre), after each sum (post, Vaswani et al. 2017), or of what is added (output, OLMo et al. 2024). With
+    parallel_residual (Black et al. 2022) feed-forward reads what attention reads. `layer` tells the dropouts of layers apart.
     """
 
     spec: Spec
@@ -91,21 +134,20 @@ class Block(nn.Module):
         def before(name, x):
             return s.make_norm(name)(x) if s.norm_position == "pre" else x
 
-        def after(name, x):
-            return s.make_norm(name)(x) if s.norm_position == "post" else x
+        def add(name, x, y, number):
+            y = dropout(s.make_norm(name)(y) if s.norm_position == "output" else y, s.dropout, noise, number)
+            return s.make_norm(name)(x + y) if s.norm_position == "post" else x + y
 
-        attention = Attention(s.heads, s.kv_heads, s.head_width, s.bias, s.qk_norm, output_scale, s.layout.context, s.scale_attention,
-                              name="attention")
-        y, cache = attention(before("attention_norm", x), segments, angles, mask, cache, place)
-        x = after("attention_norm", x + dropout(y, s.dropout, noise, 1 + 2 * layer))
+        start = x
+        y, cache = s.make_attention(output_scale)(before("attention_norm", x), segments, angles, mask, cache, place, s.window(layer))
+        x = add("attention_norm", x, y, 1 + 2 * layer)
         if source is not None:
             cross = CrossAttention(s.heads, s.kv_heads, s.head_width, s.width, s.bias, output_scale, s.scale_attention,
                                    name="cross_attention")
-            y = dropout(cross(before("cross_attention_norm", x), source), s.dropout, noise, CROSS_DROPOUT + layer)
-            x = after("cross_attention_norm", x + y)
+            x = add("cross_attention_norm", x, cross(before("cross_attention_norm", x), source), CROSS_DROPOUT + layer)
         feed_forward = FeedForward(s.ff_width, s.activation, s.bias, output_scale, name="feed_forward")
-        y = feed_forward(before("feed_forward_norm", x))
-        x = after("feed_forward_norm", x + dropout(y, s.dropout, noise, 2 + 2 * layer))
+        y = feed_forward(before("feed_forward_norm", start if s.parallel_residual else x))
+        x = add("feed_forward_norm", x, y, 2 + 2 * layer)
         return constrain(x, "batch", "residual_time", "act_width"), cache
 
 
@@ -160,7 +202,7 @@ class Transformer(nn.Module):
         s = self.spec
         x = Inputs(s, name="inputs")(batch["tokens"], batch["positions"])
         x = dropout(x, s.dropout, noise, 0)
-        angles = rotary_angles(batch["positions"], s.head_width, s.rope_base) if s.positions == "rope" else None
+        angles = s.angles(batch["positions"], batch["segments"])
         mask = Mask(prefix_mask(batch["segments"], batch["prefix"])) if "prefix" in batch else None
         rows = batch["segments"], angles, noise, mask
         if s.scan_layers and extent("stage") > 1 and not self.is_initializing():
@@ -170,7 +212,7 @@ class Transformer(nn.Module):
             x = all_layers(s, x, rows, self.is_initializing())
         if not s.tie_embeddings:
             Unembedding(s.vocab_size, s.width, name="unembedding")()
-        return s.make_norm("final_norm")(x) if s.norm_position == "pre" else x
+        return s.make_norm("final_norm")(x) if s.final_norm else x
 
     @nn.nowrap
     def some_layers(self, chunk, x, rows):
@@ -238,7 +280,7 @@ class TransformerModel(LanguageModel):
         if prefix:
             visible = visible[:, -1:] | jnp.zeros_like(visible)
         positions = slots - first[:, None]
-        angles = rotary_angles(positions, s.head_width, s.rope_base) if s.positions == "rope" else None
+        angles = s.slot_angles(positions, first, visible.shape[-1])
         # What lies outside a learned table is padding, or a draft beyond the context: its result is never used.
         table_positions = jnp.clip(positions, 0, s.context - 1) if s.positions == "learned" else positions
         x = Inputs(s).apply({"params": params["inputs"]}, tokens, table_positions)
@@ -247,7 +289,7 @@ class TransformerModel(LanguageModel):
             block, place = {"params": layer_of(s, params, layer)}, Place(slot, visible)
             x, cache = Block(s).apply(block, x, layer, None, angles, cache=cache, place=place)
             caches.append(cache)
-        if s.norm_position == "pre":
+        if s.final_norm:
             x = s.make_norm().apply({"params": params["final_norm"]}, x)
         return x, Decoding(slot + tokens.shape[1], first, tuple(caches))
 
@@ -262,7 +304,15 @@ class TransformerModel(LanguageModel):
     def forward_flops(self, context: int, causal: bool = True) -> float:
         """FLOPs per token of a forward pass; see `LanguageModel`."""
         s = self.spec
-        return s.layers * layer_flops(s, (context + 1) / 2 if causal else context) + 2 * s.width * s.vocab_size
+        windowed = max(0, s.layers - s.window_from) if s.attention_window else 0
+        far, near = (layer_flops(s, seen_keys(context, window, causal)) for window in (0, s.attention_window))
+        return (s.layers - windowed) * far + windowed * near + 2 * s.width * s.vocab_size
+
+
+def seen_keys(context: int, window: int, causal: bool = True) -> float:
+    """Keys that a query of a row sees on average, in a `window` (0: all); without `causal` those of the row's last query."""
+    most = min(window or context, context)
+    return most * (context - (most - 1) / 2) / context if causal else most
 
 
 def layer_flops(s: Spec, keys: float) -> float:
@@ -281,11 +331,23 @@ def spec_of(model, sizes: Sizes, layout: Layout) -> Spec:
         kv_heads=model.kv_heads or heads, head_width=model.head_width or width // heads,
         ff_width=model.ff_width or (gated_width if model.activation in GATED else 4 * width),
         norm=model.norm, norm_position=model.norm_position, norm_eps=model.norm_eps, activation=model.activation,
-        positions=model.positions, rope_base=model.rope_base, qk_norm=model.qk_norm, scale_attention=model.scale_attention,
-        bias=model.bias, tie_embeddings=model.tie_embeddings, dropout=model.dropout, dtype=model.dtype,
-        scan_layers=model.scan_layers, remat=model.remat, remat_save=tuple(model.remat_save), remat_offload=tuple(model.remat_offload),
-        layout=layout,
+        positions=model.positions, rope=rope_of(model, sizes.context), attention_window=model.attention_window,
+        window_from=model.window_from, parallel_residual=model.parallel_residual, qk_norm=model.qk_norm, qk_norm_over=model.qk_norm_over,
+        scale_attention=model.scale_attention, bias=model.bias, attention_bias=model.attention_bias, tie_embeddings=model.tie_embeddings,
+        dropout=model.dropout, dtype=model.dtype, scan_layers=model.scan_layers, remat=model.remat,
+        remat_save=tuple(model.remat_save), remat_offload=tuple(model.remat_offload), layout=layout,
     )
+
+
+def rope_of(model, context: int) -> Rope | None:
+    """The rotation that the config's model section gives; None where positions are others."""
+    if model.positions != "rope":
+        return None
+    head_width = model.head_width or model.width // model.heads
+    return Rope(
+        int(head_width * model.rope_share), model.rope_base, model.rope_scaling, model.rope_factor, model.rope_original_context or context,
+        model.rope_low_frequency, model.rope_high_frequency, model.rope_beta_fast, model.rope_beta_slow, model.rope_attention_factor,
+        model.rope_mscale, model.rope_mscale_all, model.rope_truncate, tuple(model.rope_short_factors), tuple(model.rope_long_factors))
 
 
 def allow_positions(model, *allowed: str):

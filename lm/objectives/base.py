@@ -31,6 +31,10 @@ class Objective(abc.ABC):
         self.source_tokenizer = None
         self.raw = self.row_tokens = context
 
+    def marks(self) -> dict[str, int]:
+        """Ids of its own (`extra_tokens`) by the roles that the tokenizers of other libraries have for them, such as mask_token."""
+        return {}
+
     @property
     def vocab_size(self) -> int:
         """Ids that the model must know."""

@@ -37,4 +37,4 @@ class Denoisers(Span):
 
     def prompt(self, mode: str, tokens: np.ndarray) -> np.ndarray:
         """tokens [n] behind the mode token of "R", "S" or "X", as a model so trained expects its inputs (Tay et al. 2022, section 3.2)."""
-        return np.append(self.mode + MODES.index(mode), tokens)
+        return np.append(self.mode + MODES.index(mode), tokens).astype(np.int32)

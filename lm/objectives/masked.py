@@ -23,6 +23,7 @@ from lm.objectives.corrupting import MULTIPLE, Corruption, by_chunks, chunk_with
 from lm.parallel import extent
 
 _CHOICE, _KIND, _OTHER = range(200, 203)
+MASKS = ("[MASK]", "<mask>")  # of BERT, DistilBERT and ELECTRA, and of RoBERTa
 
 
 class Laid(NamedTuple):
@@ -41,7 +42,7 @@ class Laid(NamedTuple):
 
 
 class Masked(Corruption):
-    """BERT's objective. The ids of its own are <mask>, <cls> and <sep>.
+    """BERT's objective. The ids of its own are <mask>, <cls> and <sep>, unless the tokenizer has them (`own_marks`).
 
     objective.sentences=none: a row is <cls> and T - 1 consecutive tokens, whose documents are segments of their own (<cls> is of the
     first). next: a row is <cls> A <sep> B <sep>, one segment, where B follows A or comes from elsewhere (see
@@ -49,24 +50,29 @@ class Masked(Corruption):
     -1 where there is no B.
     """
 
-    extra_tokens = 3
     measure = "masked"
 
     def __init__(self, options, tokenizer, context: int, seed: int):
         super().__init__(options, tokenizer, context, seed)
-        self.mask, self.cls, self.sep = (tokenizer.vocab_size + i for i in range(3))
+        marks = own_marks(tokenizer)
+        self.extra_tokens = 0 if marks else 3
+        self.mask, self.cls, self.sep = marks or (tokenizer.vocab_size + i for i in range(3))
         self.pairs = self._sentences() == "next"
         self.raw, self.width = context - (3 if self.pairs else 1), context
         if self.raw < 2:
             raise ConfigError(f"data.context={context} leaves no room for text beside <cls> and <sep>: raise it")
         self.most = masking.most(self.raw, options.mask_rate)
-        self.others = np.setdiff1d(np.arange(tokenizer.vocab_size), [tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id])
+        self.others = np.setdiff1d(np.arange(tokenizer.vocab_size), [tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, self.mask])
         self.shares = self._shares()
         if self.shares[0] + self.shares[1] > 1:
             raise ConfigError(f"objective.mask_share + objective.random_share = {sum(self.shares)} is more than 1: lower one of them")
         if options.whole_words and tokenizer.kind == "words":
             raise ConfigError("objective.whole_words is for tokens that are pieces of words: turn it off with data.tokenizer=words")
-        self.word_starts = WordStarts([*tokenizer.pieces(), b"", b"", b""]) if options.whole_words else None
+        self.word_starts = WordStarts([*tokenizer.pieces(), *[b""] * self.extra_tokens]) if options.whole_words else None
+
+    def marks(self) -> dict[str, int]:
+        """Its three ids, unless they are the tokenizer's."""
+        return {"mask_token": self.mask, "cls_token": self.cls, "sep_token": self.sep} if self.extra_tokens else {}
 
     def _sentences(self) -> str:
         return self.options.sentences
@@ -165,6 +171,12 @@ class Masked(Corruption):
             tokens, weights = part.tokens.copy(), np.zeros(part.tokens.shape, np.float32)
             tokens[count, place], weights[count, place] = self.mask, 1
             yield owner, laid.source[owner, place], self._batch(part, tokens, weights, np.zeros(size, np.int64))
+
+
+def own_marks(tokenizer) -> tuple[int, int, int] | None:
+    """The ids of <mask>, <cls> and <sep> of a tokenizer that comes from a masked model, whose documents they begin and end; else None."""
+    mask = next((i for token in MASKS if (i := tokenizer.id_of(token)) is not None), None)
+    return None if mask is None else (mask, tokenizer.bos_id, tokenizer.eos_id)
 
 
 def _lay_out(rows: Rows, cls: int, sep: int):

@@ -64,8 +64,8 @@ class Replaced(Masked):
     def scores(self, model, params, batch, chunk: int = 0) -> dict[str, jax.Array]:
         """For evaluation, [B, T] each and 0 where nothing is asked.
 
-        At tokens of text: `nats` of the discriminator, `correct` 1 where it is right (at a logit of 0 it says original), `replaced` 1
-        where the token is not the original and `detected` 1 where it says so. At hidden ones: `generator_nats`.
+        At tokens of text: `nats` and `logits` of the discriminator, `correct` 1 where it is right (at a logit of 0 it says original),
+        `replaced` 1 where the token is not the original and `detected` 1 where it says so. At hidden ones: `generator_nats`.
         """
         generator = model.apply(params, batch)
         matrix = model.unembedding(params)
@@ -76,7 +76,8 @@ class Replaced(Masked):
         logits = model.discriminate(params, batch | {"tokens": tokens})
         real, replaced = batch["weights"] > 0, tokens != batch["targets"]
         rows, zero = jnp.arange(len(targets))[:, None], jnp.zeros(real.shape, jnp.float32)
-        found = {"nats": binary_nats(logits, replaced), "correct": (logits > 0) == replaced, "replaced": replaced, "detected": logits > 0}
+        found = {"nats": binary_nats(logits, replaced), "logits": logits, "correct": (logits > 0) == replaced, "replaced": replaced,
+                 "detected": logits > 0}
         result = {name: jnp.where(real, value, 0).astype(jnp.float32) for name, value in found.items()}
         return result | {"generator_nats": zero.at[rows, places].set(jnp.where(weights > 0, nats, 0))}
 

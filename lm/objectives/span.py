@@ -92,6 +92,20 @@ class Span(Corruption):
     def _denoisers(self) -> list[Denoiser]:
         return [Denoiser(self.options.noise_density, self.options.mean_span)]
 
+    def with_gaps(self, pieces: list[np.ndarray]) -> np.ndarray:
+        """Inputs [n] as `build` makes them, but for the mode token: pieces of text with a sentinel between each two, and eos."""
+        parts = [np.append(piece, self.sentinel + i) for i, piece in enumerate(pieces[:-1])]
+        return np.concatenate([*parts, pieces[-1], [self.tokenizer.eos_id]]).astype(np.int32)
+
+    def batch_of(self, inputs: np.ndarray, targets: list[np.ndarray]) -> dict[str, np.ndarray]:
+        """The batch in the form of `build` of some targets, each with its eos, of the same `inputs` [n]; no wider than it must be."""
+        most = max(map(len, targets))
+        both = [np.tile(inputs, (len(targets), 1)), np.stack([np.pad(target, (0, most - len(target))) for target in targets])]
+        lengths = [np.full(len(targets), len(inputs)), np.array([len(target) for target in targets])]
+        width = lambda n: min(self.context, -(-n // MULTIPLE) * MULTIPLE)  # noqa: E731
+        sizes = (0, width(len(inputs) + most)) if self.decoder else (width(len(inputs)), width(most))
+        return (one_row if self.decoder else two_rows)(both[0], lengths[0], both[1], lengths[1], *sizes, self.tokenizer.bos_id)
+
     def which(self, examples: np.ndarray) -> np.ndarray:
         """int64 [B]: the denoiser of each of the `examples` [B]."""
         shares = np.cumsum([d.rate for d in self.denoisers])

@@ -24,6 +24,7 @@ from lm.errors import ConfigError
 from lm.objectives.base import Objective
 
 KEEP, WINDOW, NEGATIVE = 101, 102, 103  # streams of random numbers
+_BLOCK = 16  # centres that are scored together at least
 NOISE_POWER = 0.75  # of the unigram counts (Mikolov et al. 2013b, section 2.2)
 
 
@@ -110,10 +111,13 @@ class SkipGram(Word2Vec):
     def negative(self, model, params, batch, inputs):
         """A negative that is the very word of a pair is skipped for it, as in word2vec.c."""
         words, negatives, weight = self._outputs(model, params, batch)
-        band = pairs_of(batch["windows"], batch["segments"])
+        reach, length = self.options.window, inputs.shape[1]
+        band = pairs_of(batch["windows"], batch["segments"], reach)
+        near_words, centres = blocks(words, reach), blocks(inputs, 0, block_of(length, reach))
+        nats = jnp.sum(band * nats_of(dots("bkid,bkjd->bkij", centres, near_words)))
         same = (batch["tokens"][:, :, None] == batch["negatives"][:, None, :]).astype(jnp.float32)
-        told_apart = jnp.sum(band, axis=2, keepdims=True) - jnp.einsum("bij,bjn->bin", band, same)
-        nats = jnp.sum(band * nats_of(dots("bid,bjd->bij", inputs, words)))
+        told_apart = jnp.sum(band, axis=3, keepdims=True) - jnp.einsum("bkij,bkjn->bkin", band, blocks(same, reach))
+        told_apart = told_apart.reshape(*inputs.shape[:2], -1)
         return nats + weight * jnp.sum(told_apart * nats_of(-dots("bid,bnd->bin", inputs, negatives)))
 
     def hierarchical(self, model, params, batch, inputs):
@@ -139,7 +143,7 @@ class Cbow(Word2Vec):
     def negative(self, model, params, batch, inputs):
         """A negative that is the centre itself is skipped, as in word2vec.c."""
         words, negatives, weight = self._outputs(model, params, batch)
-        context = _mean(inputs, batch)
+        context = _mean(inputs, batch, self.options.window)
         told_apart = batch["weights"][:, :, None] * (batch["tokens"][:, :, None] != batch["negatives"][:, None, :])
         nats = jnp.sum(batch["weights"] * nats_of(dots("bid,bid->bi", context, words)))
         return nats + weight * jnp.sum(told_apart * nats_of(-dots("bid,bnd->bin", context, negatives)))
@@ -147,7 +151,7 @@ class Cbow(Word2Vec):
     def hierarchical(self, model, params, batch, inputs):
         """The product of the branches on the path to the centre."""
         nodes, signs = _path(model, params, batch)
-        scores = dots("bid,bild->bil", _mean(inputs, batch), nodes)
+        scores = dots("bid,bild->bil", _mean(inputs, batch, self.options.window), nodes)
         return jnp.sum(batch["weights"][..., None] * jnp.abs(signs) * nats_of(signs * scores))
 
 
@@ -177,10 +181,36 @@ def around(x, reach: int):
     return jnp.stack([padded[:, reach + offset : reach + offset + length] for offset in _offsets(reach)], axis=2)
 
 
-def _mean(inputs, batch):
+def block_of(length: int, reach: int) -> int:
+    """How many centres of a row of `length` are scored together: few, since what lies far from all of them is scored in vain."""
+    return min(size for size in range(1, length + 1) if length % size == 0 and (size >= max(reach, _BLOCK) or size == length))
+
+
+def blocks(x, reach: int, size: int = 0):
+    """[B, T / S, S + 2 reach, ...]: x [B, T, ...] in blocks of S = `size`, with `reach` places to either side; 0 beyond the row.
+
+    By default S is what `block_of` says.
+    """
+    length = x.shape[1]
+    size = size or block_of(length, reach)
+    own = x.reshape(x.shape[0], length // size, size, *x.shape[2:])
+    if not reach:
+        return own
+    # A row that is one block may be shorter than its reach.
+    own = jnp.pad(own, ((0, 0), (1, 1), *(((0, 0),) * (own.ndim - 2))))
+    side = min(reach, size)
+    left, right = own[:, :-2, size - side :], own[:, 2:, :side]
+    lacking = [(0, 0)] * own.ndim
+    lacking[2] = (reach - side, 0)
+    left, right = jnp.pad(left, lacking), jnp.pad(right, [pair[::-1] for pair in lacking])
+    return jnp.concatenate([left, own[:, 1:-1], right], axis=2)
+
+
+def _mean(inputs, batch, reach: int):
     """The mean [B, T, D] of the vectors around each centre; 0 where there are none."""
-    band = pairs_of(batch["windows"], batch["segments"])
-    return jnp.einsum("bij,bjd->bid", (band / jnp.maximum(jnp.sum(band, axis=2, keepdims=True), 1.0)).astype(inputs.dtype), inputs)
+    band = pairs_of(batch["windows"], batch["segments"], reach)
+    shares = (band / jnp.maximum(jnp.sum(band, axis=3, keepdims=True), 1.0)).astype(inputs.dtype)
+    return jnp.einsum("bkij,bkjd->bkid", shares, blocks(inputs, reach)).reshape(inputs.shape)
 
 
 def _path(model, params, batch):
@@ -189,11 +219,12 @@ def _path(model, params, batch):
     return model.read(params, "outputs", batch["nodes"].reshape(shape[0], -1)).reshape(*shape, -1), signs
 
 
-def pairs_of(windows, segments):
-    """[B, T, T] in float32: 1 where word j lies in the window of centre i, in the same document, and is not i."""
-    distance = jnp.abs(jnp.arange(windows.shape[1])[:, None] - jnp.arange(windows.shape[1]))
-    near = (distance > 0) & (distance <= windows[:, :, None])
-    return (near & (segments[:, :, None] == segments[:, None, :])).astype(jnp.float32)
+def pairs_of(windows, segments, reach: int):
+    """[B, K, S, S + 2 reach] in float32, by `blocks`: 1 where word j lies in the window of centre i, in the same document, and is not i."""
+    size = block_of(windows.shape[1], reach)
+    distance = np.abs(np.arange(size)[:, None] - (np.arange(size + 2 * reach) - reach))
+    near = (distance > 0) & (distance <= blocks(windows, 0, size)[..., None])
+    return (near & (blocks(segments, 0, size)[..., None] == blocks(segments, reach)[:, :, None])).astype(jnp.float32)
 
 
 def _around(segments):

@@ -100,6 +100,9 @@ def _heads(model) -> dict[str, int]:
 
 def _check_transformer(config, sizes, layout):
     model, tensor, context, stages = config.model, sizes["tensor"], sizes["context"], sizes["stage"]
+    if context > 1 and model.attention_window:
+        raise ConfigError(f"mesh.context={context} cuts rows in time, for which attention has no windows: set mesh.context=1, or "
+                          "model.attention_window=0")
     _divides("mesh.tensor", tensor, _heads(model))
     _divides("mesh.tensor x mesh.context", tensor * context, {"data.context": config.data.context})
     chunk = config.train.loss_chunk

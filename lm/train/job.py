@@ -15,9 +15,10 @@ import optax
 from lm import config as configs
 from lm import models, objectives, optim
 from lm.data.prepare import PreparedData, prepare
-from lm.errors import ConfigError
+from lm.errors import CheckpointError, ConfigError
 from lm.parallel import Layout, batch_sharding, make_mesh
 from lm.parallel import layout as layouts
+from lm.run import open_run
 from lm.train.step import Shardings, TrainState, init_state, jitted_step, state_shardings
 
 
@@ -55,9 +56,13 @@ class Job:
                        out_shardings=self.shardings)
 
     def initial_state(self) -> TrainState:
-        """A fresh state, made in place on the mesh."""
+        """A fresh state, made in place on the mesh; its parameters are those of train.init where there is one."""
         with jax.set_mesh(self.mesh):
-            return self._init(jax.random.key(self.config.seed))
+            state = self._init(jax.random.key(self.config.seed))
+        if not self.config.train.init:
+            return state
+        params = starting_parameters(self.config.train.init, self.prepared.tokenizer, self.abstract_state().params)
+        return state._replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
 
     def abstract_state(self) -> TrainState:
         """Shapes, types and shardings of the state."""
@@ -96,6 +101,20 @@ class Job:
     def batch(self, step: int, part=slice(None)) -> dict:
         """The batch of a step (from 0), or some of its rows."""
         return self.data.batch(step, self.objective.build, part)
+
+
+def starting_parameters(workdir: str, tokenizer, abstract) -> dict:
+    """The latest parameters of another run, laid out as `abstract` says. ConfigError when its tokens are others, CheckpointError when its
+    shapes are."""
+    other = open_run(workdir)
+    if other.tokenizer.fingerprint() != tokenizer.fingerprint():
+        raise ConfigError(f"train.init={workdir} has another tokenizer than this run: set "
+                          f"data.tokenizer={pathlib.Path(workdir) / 'tokenizer'}")
+    item = "ema" if other.config.train.ema else "params"
+    restored = other.checkpoints.restore({item: abstract})
+    if restored is None:
+        raise CheckpointError(f"train.init={workdir} has no checkpoint yet: train it first")
+    return restored.items[item]
 
 
 class Steps(dict):

@@ -9,7 +9,8 @@ from lm import config
 from lm.config.schema import SCHEMA
 from lm.errors import ConfigError
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
+# continued.py goes on from a run that is not there (tests/train/test_init.py has one).
+CONFIGS = [path for path in sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py")) if path.stem != "continued"]
 
 FILE = """
 from lm.config import default

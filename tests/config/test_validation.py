@@ -75,6 +75,7 @@ def test_floats_are_finite(name, value):
         check_value(name, (value,) if name == "data.weights" else value)
 
 
+LONGROPE = {"model__rope_scaling": "longrope", "model__head_width": 2, "model__rope_short_factors": (1.0,)}
 WRONG_TOGETHER = {
     "data.source is empty": {"data__source": ()},
     "data.source is empty: ": {"data__source": ("sotu", "")},
@@ -91,6 +92,30 @@ WRONG_TOGETHER = {
     "model.residual is not read by model.name=transformer": {"model__residual": True},
     "model.remat=dots is for transformers; model.name=gru": {"model__name": "gru", "model__remat": "dots"},
     "model.width=250 is not a multiple of model.heads=4": {"model__width": 250},
+    "model.rope_share=0.5 is read by model.positions=rope alone, not by learned": {"model__rope_share": 0.5, "model__positions": "learned"},
+    "model.rope_scaling=linear is read by model.positions=rope alone": {"model__rope_scaling": "linear", "model__positions": "learned"},
+    "model.rope_factor=2.0 is read by model.rope_scaling=linear, dynamic, yarn, llama3, longrope alone, not by none":
+        {"model__rope_factor": 2.0},
+    "model.rope_beta_fast=16.0 is read by model.rope_scaling=yarn alone, not by llama3":
+        {"model__rope_beta_fast": 16.0, "model__rope_scaling": "llama3"},
+    "model.rope_share=0.11 of a head width of 64 is 7 units, but pairs are turned": {"model__rope_share": 0.11},
+    "model.rope_share=0.01 of a head width of 64 is 0 units": {"model__rope_share": 0.01},
+    "model.rope_scaling=dynamic stretches all wavelengths but the first": {"model__rope_scaling": "dynamic", "model__head_width": 2},
+    "model.rope_scaling=longrope needs an original context of at least 2 tokens, not 1":
+        {"model__rope_scaling": "longrope", "model__rope_original_context": 1},
+    "model.rope_high_frequency=1.0 must be above model.rope_low_frequency=1.0":
+        {"model__rope_scaling": "llama3", "model__rope_high_frequency": 1.0},
+    "model.rope_beta_fast=0.5 must be at least model.rope_beta_slow=1.0": {"model__rope_scaling": "yarn", "model__rope_beta_fast": 0.5},
+    "model.rope_short_factors has 0 entries for 32 wavelengths": {"model__rope_scaling": "longrope"},
+    "model.rope_long_factors has 2 entries for 1 wavelengths":
+        LONGROPE | {"model__rope_long_factors": (1.0, 2.0)},
+    "model.rope_long_factors must all be above 0":
+        LONGROPE | {"model__rope_long_factors": (0.0,)},
+    "model.parallel_residual reads a normalised input, which model.norm_position=post has not":
+        {"model__parallel_residual": True, "model__norm_position": "post"},
+    "model.qk_norm_over=all is read with model.qk_norm=true alone": {"model__qk_norm_over": "all"},
+    "model.window_from=1 is read with model.attention_window alone": {"model__window_from": 1},
+    "model.window_from=4 leaves model.attention_window no layer of model.layers=4": {"model__window_from": 4, "model__attention_window": 8},
     "model.heads=4 is not a multiple of model.kv_heads=3": {"model__kv_heads": 3},
     "the head width is 33": {"model__head_width": 33},
     "model.positions=sinusoidal needs an even model.width, not 255": {"model__positions": "sinusoidal", "model__width": 255,
@@ -109,6 +134,10 @@ def test_keys_that_are_wrong_together_are_named(message):
     {"eval__split": "test", "data__source": ("store:x",)}, {"mesh__replica": 1, "mesh__fsdp": -1}, {"model__kv_heads": 2},
     {"model__width": 250, "model__head_width": 64}, {"model__head_width": 33, "model__positions": "learned"},
     {"model__name": "gru", "model__remat": "full"}, {"data__source": ("a", "b"), "data__weights": (1.0, 2.0)},
+    {"model__rope_share": 0.1}, {"model__rope_scaling": "dynamic", "model__rope_factor": 2.0, "model__head_width": 4},
+    {"model__rope_scaling": "yarn", "model__rope_beta_fast": 1.0}, {"model__window_from": 3, "model__attention_window": 1},
+    {"model__parallel_residual": True}, {"model__qk_norm": True, "model__qk_norm_over": "all"},
+    LONGROPE | {"model__rope_long_factors": (3.0,)},
 ])
 def test_neighbours_of_wrong_combinations_are_right(values):
     changed(**values)

@@ -340,7 +340,7 @@ def test_what_cannot_be_used_is_one_line(corpus, monkeypatch):
             ({"source": (f"text:{blank}",)}, DataError, "holds no documents: give text that is more than white space"),
             ({"source": (f"text:{blank}",), "tokenizer": "bpe"}, DataError, "no text to train a tokenizer on"),
             ({"tokenizer": "bpe", "vocab_size": 9000}, DataError, "vocab_size=9000 is more than this text supports"),
-            ({"tokenizer": "gpt2"}, ConfigError, "use bpe, unigram, words, bytes or the path of a SentencePiece .model file"),
+            ({"tokenizer": "gpt2"}, ConfigError, "use bpe, unigram, bytebpe, wordpiece, words, bytes, or a path: of a SentencePiece"),
             ({"source": ()}, ConfigError, "data.source is empty"),
             ({"cache_dir": "gs://bucket/x"}, ConfigError, "the cache must be a local folder")):
         with pytest.raises(error, match=message) as caught:

@@ -75,6 +75,27 @@ def test_saved_and_pickled_tokenizers_are_the_same(tokenizer, tmp_path):
         np.testing.assert_array_equal(other.encode(text), tokenizer.encode(text))
 
 
+@pytest.mark.parametrize("name", ["bytes", "bpe"])
+def test_changed_roles_are_kept_and_told_apart_where_they_matter(name, tmp_path):
+    tokenizer = ALL[name]
+    for changes, other_tokens in (({"eos_id": 0}, True), ({"bos_id": 0}, True), ({"prompt_bos": False, "chat_template": "T"}, False)):
+        made = tokenizer.changed(**changes)
+        assert (made.fingerprint() != tokenizer.fingerprint()) == other_tokens
+        made.save(tmp_path)
+        for other in (load_tokenizer(tmp_path), pickle.loads(pickle.dumps(made)), made.changed(_stops=(5,))):
+            assert {key: getattr(other, key) for key in changes} == changes and other.fingerprint() == made.fingerprint()
+    assert tokenizer.changed(_stops=(7, 2)).stop_ids == (tokenizer.eos_id, *(i for i in (7, 2) if i != tokenizer.eos_id))
+    assert tokenizer.prompt_bos and tokenizer.chat_template == "" and tokenizer.stop_ids == (tokenizer.eos_id,)
+
+
+def test_special_tokens_are_made_only_where_asked(tokenizer):
+    token = tokenizer.token_of(tokenizer.eos_id)
+    text = f"a{token}b"
+    assert tokenizer.eos_id not in tokenizer.encode(text) and tokenizer.decode(tokenizer.encode(text)) == text
+    assert (tokenizer.encode_with_specials(text) == tokenizer.eos_id).sum() == 1
+    assert tokenizer.id_of(token) == tokenizer.eos_id and tokenizer.id_of("no such token") is None
+
+
 def test_fingerprints_differ():
     assert len({tokenizer.fingerprint() for tokenizer in ALL.values()}) == len(ALL)
 

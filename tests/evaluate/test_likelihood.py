@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from lm import config, models
+from lm.data.packing import read_rows
 from lm.data.store import TokenStore
 from lm.data.tokenizers import ByteTokenizer
 from lm.errors import DataError
 from lm.evaluate import likelihood
 from lm.evaluate.likelihood import Evaluator
+from lm.models.ngram import NGramModel
+from lm.objectives import causal
 from lm.parallel import AXES, make_mesh, replicated
 
 TOKENIZER = ByteTokenizer()
@@ -119,6 +122,22 @@ def test_stride_does_not_matter_without_context():
         other = run(bigram, bigram.params, stride=stride)
         for name in ("nats_per_token", "bits_per_byte", "stderr", "tokens", "bytes"):
             assert other[name] == pytest.approx(whole[name], rel=1e-6)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 7])
+def test_counted_models_see_their_whole_history(order):
+    """As if each document were one row."""
+    model = NGramModel(None, TOKENIZER.vocab_size, None, TOKENIZER.bos_id, order, "add_k")
+    tables, longest = model.fit([store_of(["a longer text", "the text", "bend than this"])]), 40
+    rows = read_rows(STORE, STORE.offsets[:-1], longest)
+    batch = causal.batch_of(rows, TOKENIZER.bos_id)
+    own = rows.documents == np.arange(len(rows.documents))[:, None]
+    nats = (model.token_nats(tables, batch) * own).sum(dtype=np.float64)
+    result = run(model, tables)
+    assert result["stride"] == CONTEXT - max(0, order - 2) and result["tokens"] == own.sum()
+    assert result["nats_per_token"] == pytest.approx(nats / own.sum(), rel=1e-6)
+    # Without the overlap the first tokens of a window lack some of it, from order 3 on.
+    assert (run(model, tables, stride=CONTEXT)["nats_per_token"] == pytest.approx(result["nats_per_token"], rel=1e-9)) == (order < 3)
 
 
 def test_stores_count_together():

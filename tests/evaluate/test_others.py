@@ -12,6 +12,7 @@ from lm.data.pairs import PairStore
 from lm.data.sources import Document
 from lm.data.store import TokenStore
 from lm.data.tokenizers import ByteTokenizer
+from lm.evaluate import denoising
 from lm.models import logits_of
 from lm.objectives import make
 from lm.objectives.vae import elbo
@@ -25,7 +26,7 @@ def made(objective, family, **overrides):
     """(config, objective, model, random parameters)."""
     given = {"objective.name": objective, "model.name": family, "model.width": "16", "model.layers": "1", "data.context": "16",
              "data.global_batch": "4"}
-    given |= {"model.heads": "2"} if family == "encoder" else {}
+    given |= {"model.heads": "2"} if family in ("encoder", "electra") else {}
     config = configs.override(configs.default(), given | overrides)
     objective = make(config, TOKENIZER, TOKENIZER if objective == "translation" else None)
     model, rng = objective.model(config), np.random.default_rng(0)
@@ -100,6 +101,28 @@ def alone(objective, model, params, store, count):
             nats -= log_probs(model, params, batch)[0, place, laid.tokens[0, place]]
             size, done = size + 1, done + 1  # a token is a byte here
     return nats, size
+
+
+def test_a_discriminator_is_judged_by_the_order_of_its_logits():
+    """Exactly: the share of pairs of a replaced token and another in which the former has the higher logit."""
+    config, objective, model, params = made("replaced", "electra", **{"objective.mask_rate": "0.4"})
+    store = store_of(TEXTS)
+    result = evaluated(config, objective, model, params, [store])
+    places = np.arange(-(-store.num_tokens // objective.raw))
+    batch = objective.build(objective.read(store, places, places), places)
+    scores = jax.jit(lambda p, b: objective.scores(model, p, b))(params, batch)
+    real = batch["weights"] > 0
+    logits, replaced = np.asarray(scores["logits"])[real], np.asarray(scores["replaced"])[real] > 0
+    above = logits[replaced][:, None] - logits[~replaced]
+    assert result["discriminator_auc"] == pytest.approx(np.mean((above > 0) + (above == 0) / 2), abs=2e-3)  # rounding swaps near ones
+    assert result["discriminator_accuracy"] == pytest.approx(np.mean((logits > 0) == replaced), abs=1e-6)
+
+
+@pytest.mark.parametrize(("scores", "positive", "area"), [
+    ([1, 2, 3, 4], [0, 0, 1, 1], 1.0), ([4, 3, 2, 1], [0, 0, 1, 1], 0.0), ([1, 1, 1], [0, 1, 0], 0.5), ([1, 3, 2, 2], [0, 0, 1, 1], 0.5),
+    ([0, 1, 1, 2], [0, 0, 1, 1], 0.875), ([1, 2], [1, 1], None), ([1, 2], [0, 0], None)])
+def test_area_under_the_curve(scores, positive, area):
+    assert denoising.area_under_curve(np.array(scores, np.float32), np.array(positive, bool)) == area
 
 
 def test_a_vae_reports_the_bound_of_the_sentences_that_fit():

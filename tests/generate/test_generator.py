@@ -22,7 +22,7 @@ LONG = "abcdabbacadabcabcdba"
 class Letters:
     """Ids 0 pad, 1 bos, 2 eos, then letters from a."""
 
-    pad_id, bos_id, eos_id = PAD, BOS, EOS
+    pad_id, bos_id, eos_id, stop_ids, prompt_bos = PAD, BOS, EOS, (EOS,), True
 
     def __init__(self, vocab_size=0):
         self.vocab_size = vocab_size

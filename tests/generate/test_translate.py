@@ -27,7 +27,7 @@ SOURCES = ("ab", "c", "", "abcab")
 class Letters:
     """Ids 0 pad, 1 bos, 2 eos, then letters from a."""
 
-    pad_id, bos_id, eos_id, vocab_size = PAD, BOS, EOS, VOCAB
+    pad_id, bos_id, eos_id, stop_ids, vocab_size = PAD, BOS, EOS, (EOS,), VOCAB
 
     def encode(self, text):
         return np.array([ord(letter) - ord("a") + 3 for letter in text], np.int32)

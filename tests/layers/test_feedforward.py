@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.config.model_keys import GATED, MODEL
+from lm.layers import feedforward
 from lm.layers.feedforward import FeedForward
 
 RNG = np.random.default_rng(0)
@@ -18,12 +20,18 @@ def gelu_tanh(x):
 
 
 PLAIN = {"gelu": gelu_tanh, "gelu_erf": lambda x: x * (1 + np.vectorize(math.erf)(x / np.sqrt(2))) / 2,
-         "relu": lambda x: np.where(x > 0, x, 0), "relu2": lambda x: np.where(x > 0, x, 0) ** 2}
-GATES = {"swiglu": lambda x: x / (1 + np.exp(-x)), "geglu": gelu_tanh}
+         "relu": lambda x: np.where(x > 0, x, 0), "relu2": lambda x: np.where(x > 0, x, 0) ** 2, "silu": lambda x: x / (1 + np.exp(-x)),
+         "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x))}
+GATES = {"swiglu": PLAIN["silu"], "geglu": gelu_tanh, "geglu_erf": PLAIN["gelu_erf"]}
+
+
+def test_all_activations_are_known():
+    assert set(PLAIN) == set(feedforward.PLAIN) and set(GATES) == set(feedforward.GATED) == set(GATED)
+    assert set(PLAIN | GATES) == set(MODEL["model.activation"].choices)
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("activation", ["gelu", "gelu_erf", "relu", "relu2", "swiglu", "geglu"])
+@pytest.mark.parametrize("activation", [*PLAIN, *GATES])
 def test_feed_forward_is_its_formula(activation, bias):
     sizes = {"up": (8, 12), "down": (12, 8)} | ({"gate": (8, 12)} if activation in GATES else {})
     params = {name: {"kernel": RNG.normal(size=size), "bias": RNG.normal(size=size[1])} for name, size in sizes.items()}

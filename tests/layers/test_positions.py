@@ -55,6 +55,13 @@ def test_rotation_keeps_the_type_and_computes_in_float32(x):
     np.testing.assert_array_equal(np.asarray(y), np.asarray(jnp.asarray(exact).astype(jnp.bfloat16)))
 
 
+@pytest.mark.parametrize("width", [2, 6])
+def test_a_share_of_the_units_turns_as_a_head_by_itself(x, width):
+    y = np.asarray(rotate(jnp.asarray(x), rotary_angles(jnp.asarray(POSITIONS), width, 100.0)))
+    np.testing.assert_array_equal(y[..., :width], rotated(x[..., :width], POSITIONS, 100.0))
+    np.testing.assert_array_equal(y[..., width:], x[..., width:])
+
+
 def test_sinusoids_are_the_closed_form():
     width = 12
     got = np.asarray(sinusoids(jnp.asarray(POSITIONS), width))

@@ -1,7 +1,5 @@
 """BERT's encoder: who sees whom, its heads in closed form, what its settings must not change. tests/interop has it beside its peers."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,12 +79,45 @@ def test_heads_are_there_only_where_they_are_asked_for(make, settings, heads):
     assert set(params) == {"inputs", "body", "masked"} | heads
 
 
-def test_an_encoder_alone_gives_hidden_states(make, random_batch):
-    model, params = make("encoder", **BERT)
-    alone = dataclasses.replace(model, module=encoder.Encoder(dataclasses.replace(model.spec, masked_head=False)))
+def test_an_encoder_alone_gives_hidden_states_and_no_tokens(make, random_batch):
+    (model, params), (alone, other) = (make("encoder", masked_head=masked, **BERT) for masked in (True, False))
     batch = typed(random_batch(SEGMENTS[None]))
-    assert "masked" not in jax.eval_shape(alone.init, jax.random.key(0))
+    assert set(other) == set(params) - {"masked"}
     np.testing.assert_array_equal(jax.jit(alone.apply)(params, batch), jax.jit(model.encode)(params, batch))
+    with pytest.raises(ConfigError, match=r"predicts no tokens \(model\.masked_head=false\)"):
+        alone.predict(params, alone.encode(params, batch))
+
+
+def test_positions_may_begin_later_in_their_table(make, random_batch):
+    (model, params), (later, shapes) = (make("encoder", position_offset=offset, **BERT) for offset in (0, 3))
+    batch = typed(random_batch(SEGMENTS[None]))
+    rows = params["inputs"]["positions"]["embedding"]
+    assert shapes["inputs"]["positions"]["embedding"].shape == (len(rows) + 3, 16)
+    table = np.concatenate([np.full((3, 16), np.nan, np.float32), rows])
+    shifted = params | {"inputs": params["inputs"] | {"positions": {"embedding": table}}}
+    np.testing.assert_array_equal(jax.jit(later.encode)(shifted, batch), jax.jit(model.encode)(params, batch))
+    with pytest.raises(ConfigError, match=r"model\.position_offset=3 is for a table"):
+        make("encoder", position_offset=3, positions="rope")
+
+
+def test_the_head_that_tells_replaced_tokens_is_electras(make, random_batch):
+    electra, params = make("electra", **BERT | {"next_sentence": False})
+    model, own = make("encoder", replaced_head=True, **BERT | {"next_sentence": False})
+    batch = typed(random_batch(SEGMENTS[None]))
+    mine = {"inputs": params["inputs"], "body": params["discriminator"], "replaced": params["replaced"], "masked": own["masked"]}
+    assert jax.tree.map(np.shape, mine) == jax.tree.map(np.shape, own)
+    np.testing.assert_array_equal(jax.jit(model.discriminate)(mine, batch), jax.jit(electra.discriminate)(params, batch))
+
+
+def test_heads_may_have_another_activation_than_the_layers(make, random_batch):
+    model, params = make("encoder", head_activation="relu", **BERT)
+    batch = typed(random_batch(SEGMENTS[None]))
+    hidden = np.asarray(jax.jit(model.encode)(params, batch))
+    np.testing.assert_allclose(hidden, jax.jit(make("encoder", **BERT)[0].encode)(params, batch), rtol=1e-5, atol=1e-5)
+    x = np.maximum(hidden @ params["masked"]["transform"]["kernel"] + params["masked"]["transform"]["bias"], 0)
+    x = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-6)
+    expected = x * params["masked"]["norm"]["scale"] + params["masked"]["norm"]["bias"]
+    np.testing.assert_allclose(model.predict(params, hidden)[..., :-1], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_scanned_layers_are_the_unscanned_ones(make, random_batch):

@@ -25,6 +25,9 @@ VARIANTS = {
     "bahdanau-tied": {"cell": "gru", "attention": "bahdanau", "bidirectional": False, "tie_embeddings": True, "embedding_width": 4},
     "luong": {"cell": "gru", "attention": "luong", "layers": 2},
     "luong-dot": {"cell": "lstm", "attention": "luong_dot", "bidirectional": False, "embedding_width": 5},
+    "fed": {"cell": "lstm", "attention": "luong", "layers": 2, "residual": True, "input_feeding": True},
+    "fed-dot-tied": {"cell": "gru", "attention": "luong_dot", "bidirectional": False, "tie_embeddings": True, "embedding_width": 4,
+                     "input_feeding": True},
     "plain": {"cell": "rnn", "attention": "none", "layers": 2, "tie_embeddings": True, "embedding_width": 4},
     "sutskever": {"cell": "lstm", "attention": "none", "layers": 2, "bidirectional": False, "reverse_source": True},
 }
@@ -124,6 +127,7 @@ def forward_by_hand(model, params, source, target):
     values, states = encode_by_hand(s, p, source)
     keys = values @ p["keys"]["kernel"] if "keys" in p else values
     decoder, hidden, all_weights = p["decoder"], [], []
+    fed = np.zeros(s.output_width)
     for embedded in decoder["embedding"]["embedding"][target]:
         x, context = embedded, None
         for layer, state in enumerate(states):
@@ -132,6 +136,8 @@ def forward_by_hand(model, params, source, target):
                 scores = np.tanh(state[0] @ decoder["layer_0"]["query"]["kernel"] + keys) @ decoder["layer_0"]["energy"]["kernel"][:, 0]
                 context, weights = attend_by_hand(scores, values)
                 inputs = np.concatenate([x, context])
+            if s.input_feeding and layer == 0:
+                inputs = np.concatenate([x, fed])
             states[layer] = cell_step(s.cell, decoder[f"layer_{layer}"], inputs, state)
             x = x + states[layer][0] if s.residual and layer else states[layer][0]
         if s.attention.startswith("luong"):
@@ -139,7 +145,7 @@ def forward_by_hand(model, params, source, target):
         if context is not None:
             all_weights.append(weights)
             parts = [context, x] + ([embedded] if s.attention == "bahdanau" else [])
-            x = np.tanh(np.concatenate(parts) @ decoder["attentional"]["kernel"])
+            x = fed = np.tanh(np.concatenate(parts) @ decoder["attentional"]["kernel"])
         elif "projection" in decoder:
             x = x @ decoder["projection"]["kernel"]
         hidden.append(x)
@@ -309,6 +315,8 @@ def test_rows_roll_by_their_own_shifts_and_gradients_roll_back():
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"attention": "luong_dot"}, "luong_dot needs"), ({"reverse_source": True}, "reverse_source changes nothing"),
+    ({"attention": "bahdanau", "input_feeding": True}, "model.attention=bahdanau has none: use luong or luong_dot"),
+    ({"attention": "none", "input_feeding": True}, "model.attention=none has none"),
 ])
 def test_impossible_combinations_are_errors(settings, message):
     with pytest.raises(ConfigError, match=message):
@@ -325,10 +333,10 @@ LETTERS = 8
 
 
 def tasks(seed, rows, held_out):
-    """Random words of 3 to 8 letters, each behind the order to copy or to reverse it; a tenth of all words is held out."""
+    """Random words of 3 to 6 letters, each behind the order to copy or to reverse it; a tenth of all words is held out."""
     rng, sources, targets = np.random.default_rng(seed), [], []
     while len(sources) < rows:
-        word = rng.integers(5, 5 + LETTERS, rng.integers(3, 9)).tolist()
+        word = rng.integers(5, 5 + LETTERS, rng.integers(3, 7)).tolist()
         order = int(rng.integers(COPY, REVERSE + 1))
         if (sum(place * letter for place, letter in enumerate(word, 3)) % 10 == 0) == held_out:
             sources.append([order, *word, EOS])
@@ -337,8 +345,8 @@ def tasks(seed, rows, held_out):
 
 
 def pairs(sources, targets):
-    batch = source_batch(sources, 10)
-    side = source_batch(targets, 9)
+    batch = source_batch(sources, 8)
+    side = source_batch(targets, 7)
     before = np.pad(side["source_tokens"][:, :-1], ((0, 0), (1, 0)), constant_values=BOS)
     return batch | {"tokens": before, "targets": side["source_tokens"], "segments": side["source_segments"],
                     "weights": side["source_segments"].astype(np.float32), "positions": side["source_positions"]}
@@ -353,10 +361,10 @@ SLOW = pytest.mark.slow
     pytest.param("rnn", "bahdanau", True, 1600, marks=SLOW), pytest.param("lstm", "luong_dot", False, 1600, marks=SLOW),
 ])
 def test_words_that_it_never_saw_are_copied_and_reversed(cell, attention, bidirectional, steps):
-    section, rows, batches = config.default().model, 64, 150
+    section, rows, batches = config.default().model, 64, 100
     section.update(cell=cell, attention=attention, bidirectional=bidirectional, width=48, layers=1, tie_embeddings=False)
     vocab = 5 + LETTERS
-    model = seq2seq.build(section, Sizes(vocab, 9, vocab), Layout())
+    model = seq2seq.build(section, Sizes(vocab, 8, vocab), Layout())
     update = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(0.01, steps)))
     data = {name: jnp.asarray(value).reshape(batches, rows, -1) for name, value in pairs(*tasks(0, rows * batches, False)).items()}
 
@@ -373,6 +381,6 @@ def test_words_that_it_never_saw_are_copied_and_reversed(cell, attention, bidire
     params = jax.jit(model.init)(jax.random.key(0))
     (params, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, jnp.arange(steps)))((params, update.init(params)))
     sources, targets = tasks(1, 256, True)
-    options = {"room": 10, "beams": 1, "alpha": 0.0, "bos_id": BOS, "eos_id": EOS, "banned": (PAD, BOS)}
-    written = jax.jit(functools.partial(search, model=model, **options))(params, source_batch(sources, 10), 10).tokens
+    options = {"room": 8, "beams": 1, "alpha": 0.0, "bos_id": BOS, "eos_id": EOS, "banned": (PAD, BOS)}
+    written = jax.jit(functools.partial(search, model=model, **options))(params, source_batch(sources, 8), 8).tokens
     assert [row[row >= 0].tolist() for row in np.asarray(written)] == targets

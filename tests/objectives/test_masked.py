@@ -70,6 +70,25 @@ def test_shares_of_masks_and_random_tokens_over_many_rows(objective, text_store,
     assert random.max() < 256 and stats.chisquare(np.bincount(random // 32, minlength=8)).pvalue > 1e-3
 
 
+class Marked(ByteTokenizer):
+    """Bytes as a masked model's tokenizer has them: with a mask, beside what begins and ends a document."""
+
+    vocab_size, special_tokens, _pieces = 260, {"[MASK]": 259}, [*ByteTokenizer._pieces, b""]
+
+
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_a_tokenizer_with_marks_of_its_own_lends_them(objective, text_store, rows_of, whole_words):
+    made = objective(Masked, tokenizer=Marked(), whole_words=whole_words)
+    assert (made.vocab_size, made.mask, made.cls, made.sep) == (260, 259, ByteTokenizer.bos_id, ByteTokenizer.eos_id)
+    examples = np.arange(20)
+    batch, plain = (one.build(rows_of(one, text_store, examples), examples) for one in (made, objective(Masked, whole_words=whole_words)))
+    assert (batch["tokens"][:, 0] == ByteTokenizer.bos_id).all()
+    np.testing.assert_array_equal(batch["tokens"] == 259, plain["tokens"] == 259)  # the first id after those of bytes is <mask> there
+    np.testing.assert_array_equal(batch["targets"][:, 1:], plain["targets"][:, 1:])
+    drawn = np.random.default_rng(0).choice(made.others, 10_000)
+    assert not {256, 257, 258, 259} & set(drawn.tolist())
+
+
 def test_what_is_hidden_depends_on_seed_and_example_alone(objective, text_store, rows_of):
     masked = objective(Masked, 64)
     examples = np.array([5, 900, 3])

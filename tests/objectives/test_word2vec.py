@@ -11,6 +11,7 @@ import pytest
 from lm.data.packing import read_rows
 from lm.data.tokenizers import ByteTokenizer
 from lm.errors import ConfigError
+from lm.objectives import word2vec
 from lm.objectives.word2vec import Cbow, SkipGram, huffman, keep_probability, nats_of, noise_distribution
 from tests.objectives.word_texts import STORE, TEXTS, TOKENIZER, model_of, options_of
 
@@ -101,6 +102,26 @@ def test_the_loss_of_a_score_and_its_slope():
     np.testing.assert_allclose(nats_of(scores), np.logaddexp(0, -scores.astype(np.float64)), rtol=1e-5, atol=2e-7)
     slopes = jax.vmap(jax.grad(nats_of))(scores)
     np.testing.assert_allclose(slopes, -1 / (1 + np.exp(scores.astype(np.float64))), rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize(("length", "size", "reach"), [(12, 4, 2), (12, 4, 4), (12, 12, 3), (6, 6, 9), (12, 3, 0)])
+def test_blocks_hold_what_is_near(length, size, reach):
+    x = np.random.default_rng(0).integers(1, 100, (2, length, 3))
+    padded = np.pad(x, ((0, 0), (reach, reach), (0, 0)))
+    expected = np.stack([padded[:, first : first + size + 2 * reach] for first in range(0, length, size)], axis=1)
+    np.testing.assert_array_equal(word2vec.blocks(x, reach, size), expected)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_blocks_change_nothing(name, monkeypatch):
+    """Rows of 16 in four blocks and in one: losses and gradients."""
+    objective, (model, params), found = objective_of(name), model_of("word2vec"), []
+    batch = batch_of(objective)
+    for size in (4, 16):
+        monkeypatch.setattr(word2vec, "_BLOCK", size)
+        assert word2vec.block_of(CONTEXT, WINDOW) == size
+        found.append(jax.jit(jax.value_and_grad(lambda p: objective.loss(model, p, batch)[0]))(params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *found)
 
 
 def test_scores_far_from_zero_stay_finite_and_keep_their_slope():

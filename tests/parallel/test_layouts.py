@@ -38,6 +38,13 @@ GPT = {
     "pipeline-context": {"mesh__stage": 2, "mesh__context": 4, "model__remat": "full"},
     "fsdp-tensor-context": {"mesh__fsdp": 2, "mesh__tensor": 2, "mesh__context": 2, "train__loss_chunk": 8},
     "pipeline-fsdp-tensor": {"mesh__stage": 2, "mesh__fsdp": 2, "mesh__tensor": 2},
+    "fsdp-tensor-window": {"mesh__fsdp": 4, "mesh__tensor": 2, "model__attention_window": 5, "model__parallel_residual": True,
+                           "model__bias": True, "model__rope_share": 0.5},
+    "tensor-late-window": {"mesh__tensor": 2, "mesh__fsdp": 4, "model__attention_window": 3, "model__window_from": 2,
+                           "model__norm_position": "output", "model__qk_norm": True, "model__qk_norm_over": "all",
+                           "model__attention_bias": "inputs"},
+    "pipeline-late-window": {"mesh__stage": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "model__attention_window": 3, "model__window_from": 1,
+                             "model__rope_scaling": "dynamic", "model__rope_factor": 2.0, "model__rope_original_context": 8},
 }
 RECURRENT = {
     "lstm-data": {"model__name": "lstm", "mesh__replica": 8},
@@ -112,6 +119,7 @@ def test_scores_are_those_of_one_device(name):
     ({"mesh__context": 3}, r"data\.context=16 is not a multiple"),
     ({"mesh__context": 8, "data__context": 24}, r"data\.context=24 is not a multiple of 2 x mesh\.context"),
     ({"mesh__context": 4, "train__loss_chunk": 2}, r"train\.loss_chunk=2 is not a multiple of mesh\.context = 4"),
+    ({"mesh__context": 2, "model__attention_window": 4}, r"mesh\.context=2 cuts rows in time, for which attention has no windows"),
     ({"mesh__stage": 2, "model__scan_layers": False}, r"set model\.scan_layers=true"),
     ({"mesh__stage": 8}, r"model\.layers=4 is not a multiple of mesh\.stage x layout\.repeats = 8"),
     ({"mesh__stage": 2, "layout__repeats": 2, "layout__microbatches": 1}, "needs at least mesh.stage=2 micro-batches"),

@@ -26,6 +26,11 @@ class NGramModel(CountedModel):
     add_k: float = 1.0
     prune: tuple[int, ...] = ()
 
+    @property
+    def history(self) -> int:
+        """order - 1."""
+        return self.order - 1
+
     def fit(self, stores: list, seen: list | None = None) -> dict[str, np.ndarray]:
         """Tables from the tokens of token stores; of each store those alone where its array `seen` [tokens] is True."""
         return fit(stores, self.vocab_size, self.bos_id, self.order, self.smoothing, add_k=self.add_k, prune=self.prune, seen=seen).tables

@@ -19,7 +19,7 @@ VOCAB = 8
 class Letters:
     """Ids 0 pad, 1 bos, 2 eos, then letters from a."""
 
-    vocab_size, pad_id, bos_id, eos_id = VOCAB, 0, BOS, EOS
+    vocab_size, pad_id, bos_id, eos_id, stop_ids, prompt_bos = VOCAB, 0, BOS, EOS, (EOS,), True
 
     def encode(self, text):
         return np.array([ord(letter) - ord("a") + 3 for letter in text], np.int32)
