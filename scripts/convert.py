@@ -30,16 +30,19 @@ def main(argv):
     for command in (come, go):
         command.add_argument("--check", action="store_true", help="compare the outputs of both libraries (needs the extra parity)")
     arguments = parser.parse_args(argv)
+    from lm.data.tokenizer_files import open_tokenizer
     from lm.interop import convert, parity
 
     if arguments.command == "import":
-        tokenizer = convert.tokenizer_at(arguments.tokenizer) if arguments.tokenizer else None
+        tokenizer = open_tokenizer(arguments.tokenizer, lossy=True) if arguments.tokenizer else None
         result, folder = convert.import_run(arguments.source, arguments.workdir, arguments.context, tokenizer), arguments.source
     else:
         result = convert.export_run(arguments.workdir, arguments.to, arguments.dtype, arguments.shard_bytes, arguments.step)
         folder = arguments.to
     if arguments.check:
-        result["max_abs_diff"] = parity.compare(arguments.workdir, folder)
+        came = arguments.command == "import"
+        rounded = {} if came else {"step": arguments.step, "dtype": result["dtype"]}
+        result["max_abs_diff"] = parity.compare(arguments.workdir, folder, **rounded)
     cli.print_result(result)
 
 

@@ -6,7 +6,8 @@
 
 The last line of standard output is a JSON object: for models that give text a likelihood nats_per_token, perplexity, bits_per_byte (raw
 UTF-8 bytes), tokens, bytes and stderr (of bits_per_byte, over documents); for others what they can honestly report, under names of
-its own (masked_accuracy, discriminator_accuracy, ...). With --suite it is {"step", "suites": {"NAME:FILE": {...}}}.
+its own (masked_accuracy, discriminator_accuracy, ...). With --suite it is {"step", "suites": {"NAME:FILE": {...}}}, and with lm_eval
+tasks "lm_eval" beside them: what these, all together, asked of the model.
 """
 
 from lm import cli
@@ -47,7 +48,7 @@ def main(argv):
 
 
 def _suite(arguments) -> dict:
-    """{"step", "suites"} of what --suite asks for."""
+    """{"step", "suites"} of what --suite asks for, and "lm_eval" where that has tasks of the harness."""
     from lm.evaluate import suite
 
     entries = suite.parse(arguments.suite)
@@ -55,12 +56,13 @@ def _suite(arguments) -> dict:
     if not tasks and (arguments.include, arguments.shots) != (None, None):
         raise ConfigError("--include and --shots are for --suite=lm_eval:TASK: leave them out")
     subject = suite.open_subject(arguments.workdir, arguments.step, arguments.batch, arguments.stride, arguments.limit)
-    found = suite.measure(subject, [entry for entry in entries if entry.suite != suite.HARNESS])
+    found = {"step": subject.step, "suites": suite.measure(subject, [entry for entry in entries if entry.suite != suite.HARNESS])}
     if tasks:
         from lm.interop import lm_eval
 
-        found |= lm_eval.measure(subject, tasks, arguments.include, arguments.shots)
-    return {"step": subject.step, "suites": found}
+        of_tasks, found[suite.HARNESS] = lm_eval.measure(subject, tasks, arguments.include, arguments.shots)
+        found["suites"] |= of_tasks
+    return found
 
 
 if __name__ == "__main__":

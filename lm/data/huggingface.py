@@ -30,10 +30,10 @@ def byte_characters() -> dict[str, int]:
 
 
 def _steps(part: dict | None) -> list[dict]:
-    """The steps of a normalizer, pre-tokenizer or decoder, in their order."""
+    """The steps of a normalizer, pre-tokenizer, post-processor or decoder, in their order."""
     if not part:
         return []
-    inner = next((part[name] for name in ("normalizers", "pretokenizers", "decoders") if name in part), None)
+    inner = next((part[name] for name in ("normalizers", "pretokenizers", "decoders", "processors") if name in part), None)
     return [part] if inner is None else [step for each in inner for step in _steps(each)]
 
 
@@ -96,7 +96,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def __reduce__(self):
         arguments = (self._model, self.eos_id, self.bos_id, self.pad_id, self.unk_id, self.prompt_bos, self._stops, self.chat_template,
                      self._name)
-        return HuggingFaceTokenizer, arguments
+        return HuggingFaceTokenizer, arguments, {"unnamed": self.unnamed}
 
     @property
     def model(self) -> bytes:
@@ -162,7 +162,39 @@ def parse_model(model: bytes, name: str) -> dict:
     model = description["model"]
     if "type" not in model:
         model["type"] = "BPE" if "merges" in model else "Unigram" if isinstance(model.get("vocab"), list) else "WordPiece"
+    _check_tokens(description, name)
     return description
+
+
+def _check_tokens(description: dict, name: str) -> None:
+    """ConfigError unless every token has a text and an id."""
+    vocab, added = description["model"].get("vocab") or {}, description.get("added_tokens") or []
+    if isinstance(vocab, dict):
+        whole = all(isinstance(i, int) for i in vocab.values())
+    else:
+        whole = isinstance(vocab, list) and all(isinstance(row, list) and len(row) == 2 and isinstance(row[0], str) for row in vocab)
+    if not whole:
+        raise ConfigError(f"{name} has a model whose vocab is neither {{token: id}} nor a list of [token, score]: copy it again")
+    parts = {"content": str, "id": int}
+    if not isinstance(added, list) or not all(
+            isinstance(token, dict) and all(isinstance(token.get(part), kind) for part, kind in parts.items()) for token in added):
+        raise ConfigError(f"{name} has an entry of added_tokens without content or id: copy it again")
+
+
+def ends_of_text(description: dict) -> tuple[int | None, int | None]:
+    """The ids that the template of a tokenizer.json puts before and after a text, such as [CLS] and [SEP]; None where it puts none."""
+    first = last = None
+    try:
+        for step in _steps(description.get("post_processor")):
+            if step["type"] in ("BertProcessing", "RobertaProcessing"):
+                first, last = step["cls"][1], step["sep"][1]
+            elif step["type"] == "TemplateProcessing":
+                texts = {name: token["ids"] for name, token in step["special_tokens"].items()}
+                ends = [texts[part["SpecialToken"]["id"]] if "SpecialToken" in part else [] for part in step["single"]]
+                first, last = next(iter(ends[0]), None), next(reversed(ends[-1]), None)
+    except (LookupError, TypeError, AttributeError, ValueError):
+        return None, None  # the library says what is wrong with it when it opens the file
+    return first, last
 
 
 def token_ids(description: dict) -> dict[str, int]:

@@ -10,13 +10,17 @@ import os
 import pathlib
 
 from lm.data import files
-from lm.data.huggingface import HuggingFaceTokenizer, parse_model, token_ids
+from lm.data.huggingface import HuggingFaceTokenizer, ends_of_text, parse_model, token_ids
 from lm.data.tokenizers import SentencePieceTokenizer, Tokenizer, load_model, load_tokenizer
 from lm.errors import ConfigError, DataError
 
-SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model", "sentencepiece.model")
+SENTENCEPIECE = ("tokenizer.model", "spiece.model", "spm.model", "sentencepiece.model")
+SHIFTED = "sentencepiece.bpe.model"  # of XLM-R, CamemBERT, NLLB, mBART, ...
 BYTE_LEVEL = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 WORDPIECE = "vocab.txt"
+_ROLES = ("bos", "eos", "pad", "unk")
+_AGAIN = ("save the tokenizer once more with transformers (AutoTokenizer.from_pretrained(...).save_pretrained(...)), which writes a "
+          "tokenizer.json with it")
 # The ends of documents of well-known models, for a tokenizer.json that comes without any other file.
 _ENDS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "[SEP]", "<eos>", "<|im_end|>")
 
@@ -37,10 +41,12 @@ def open_tokenizer(spec: str, lossy: bool = False, eos_token: str = "") -> Token
             raise ConfigError(f"{path} has no tokenizer: it needs tokenizer.json, a SentencePiece .model, vocab.json with merges.txt, or "
                               "vocab.txt")
         return tokenizer
+    if path.name == SHIFTED:
+        raise _shifted(path)
     if path.suffix == ".model":
         return load_model(path, lossy)
     if not path.is_file():
-        raise DataError(f"data.tokenizer={spec} does not exist")
+        raise DataError(f"the tokenizer {spec} does not exist")
     if path.name == "tokenizer.json" and "kind" in files.read_json(path):
         return load_tokenizer(path.parent)
     if path.suffix == ".json" and path.name not in {name for pair in BYTE_LEVEL for name in pair}:
@@ -48,8 +54,7 @@ def open_tokenizer(spec: str, lossy: bool = False, eos_token: str = "") -> Token
     if path.suffix == ".txt" and path.name != "merges.txt":
         return _wordpiece(path)
     if (tokenizer := _byte_level(path.parent)) is None:
-        raise ConfigError(f"data.tokenizer={spec}: byte-level BPE needs vocab.json and merges.txt (or encoder.json and vocab.bpe) in one "
-                          "folder")
+        raise ConfigError(f"{spec}: byte-level BPE needs vocab.json and merges.txt (or encoder.json and vocab.bpe) in one folder")
     return tokenizer
 
 
@@ -62,7 +67,7 @@ def with_roles(tokenizer: Tokenizer, data, stored: str = "") -> Tokenizer:
             continue
         if (i := tokenizer.id_of(token)) is None:
             raise ConfigError(f"data.{role}_token={token}: the tokenizer (data.tokenizer={data.tokenizer}) has no such token")
-        changes[f"{role}_id"] = i
+        changes |= {f"{role}_id": i, "unnamed": tuple(one for one in changes.get("unnamed", tokenizer.unnamed) if one != role)}
     if stored and changes.get("eos_id", tokenizer.eos_id) != tokenizer.eos_id:
         raise ConfigError(f"data.eos_token={data.eos_token}: the documents of {stored} end with another token: prepare it again")
     if data.prompt_bos:
@@ -89,26 +94,93 @@ def read_folder(folder, eos_token: str = "") -> Tokenizer | None:
     for name in SENTENCEPIECE:
         if (folder / name).is_file():
             return _sentencepiece(folder / name)
+    if (folder / SHIFTED).is_file():
+        raise _shifted(folder / SHIFTED)
     if (tokenizer := _byte_level(folder)) is not None:
         return tokenizer
     return _wordpiece(folder / WORDPIECE) if (folder / WORDPIECE).is_file() else None
+
+
+def _shifted(path: pathlib.Path) -> ConfigError:
+    return ConfigError(f"{path} holds pieces by other ids than the models that it comes with (XLM-R moves them by one): {_AGAIN}; for a "
+                       "new model, give the file another name")
+
+
+def _object(path: pathlib.Path) -> dict:
+    """The JSON object in a file. Raises DataError."""
+    value = files.read_json(path)
+    if not isinstance(value, dict):
+        raise DataError(f"{path} is no JSON object: copy it again")
+    return value
+
+
+def _text(path: pathlib.Path) -> str:
+    try:
+        return files.read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 ({error}): copy it again") from error
 
 
 class _Beside:
     """What the files beside a tokenizer's model say of it."""
 
     def __init__(self, folder: pathlib.Path, eos_token: str = ""):
-        read = lambda name: files.read_json(folder / name) if (folder / name).is_file() else {}  # noqa: E731
+        read = lambda name: _object(folder / name) if (folder / name).is_file() else {}  # noqa: E731
         self.folder, self.settings, self.map = folder, read("tokenizer_config.json"), read("special_tokens_map.json")
         self.config, self.generation = read("config.json"), read("generation_config.json")
         self.eos_token = eos_token
 
+    def _content(self, value, role: str) -> str:
+        """The text of a token, which may stand in an object."""
+        text = value.get("content") if isinstance(value, dict) else value
+        if not isinstance(text, str):
+            raise DataError(f"{self.folder}: {role} is {json.dumps(value)[:100]}, which has no text: copy the tokenizer's files again")
+        return text
+
     def token(self, role: str) -> str | None:
         """The text of a token such as eos_token."""
+        return next((self._content(place[role], role) for place in (self.settings, self.map) if place.get(role) is not None), None)
+
+    def unnamed(self) -> tuple[str, ...]:
+        """The roles that get no token."""
+        return tuple(role for role in _ROLES if self.token(f"{role}_token") is None)
+
+    def added(self) -> dict[str, int | None]:
+        """{token: its id, None where it is not said} of what is added to the model."""
+        path = self.folder / "added_tokens.json"
+        found: dict[str, int | None] = {}
         for place in (self.settings, self.map):
-            if (value := place.get(role)) is not None:
-                return value["content"] if isinstance(value, dict) else value
-        return None
+            several = place.get("additional_special_tokens") or []
+            found |= {self._content(value, "additional_special_tokens"): None
+                      for value in (several if isinstance(several, list) else [several])}
+        found |= _object(path) if path.is_file() else {}
+        listed = self.settings.get("added_tokens_decoder") or {}
+        if not isinstance(listed, dict) or not all(key.isdecimal() for key in listed):
+            raise DataError(f"{self.folder / 'tokenizer_config.json'}: added_tokens_decoder is not {{id: token}}: copy it again")
+        return found | {self._content(value, "added_tokens_decoder"): int(key) for key, value in listed.items()}
+
+    def check_added(self, id_of, path: pathlib.Path) -> None:
+        """ConfigError where the model in `path`, which knows the ids of tokens, lacks one that is added."""
+        for token, i in self.added().items():
+            if (there := id_of(token)) is None:
+                raise ConfigError(f"{self.folder} adds {token!r} to {path.name}, which has no such piece: {_AGAIN}")
+            if i not in (None, there):
+                raise ConfigError(f"{self.folder} says that {token!r} is {i}, but in {path.name} it is {there}: {_AGAIN}")
+
+    def kind(self) -> str:
+        """The class of the tokenizer, or else the kind of the model; "" where nothing says so."""
+        named = (self.settings.get("tokenizer_class"), self.config.get("tokenizer_class"), self.config.get("model_type"))
+        return next((name for name in named if isinstance(name, str)), "").lower()
+
+    def extra_ids(self) -> int:
+        """How many sentinels <extra_id_0>, ... T5's tokenizer adds to the pieces: 100 unless a file says so; mT5 has its own pieces."""
+        usual = 100 if self.kind().startswith("t5") and self.config.get("model_type") != "mt5" else 0
+        usual = sum(token.startswith("<extra_id_") for token in self.added()) or usual
+        count = usual if self.settings.get("extra_ids") is None else self.settings["extra_ids"]
+        if not isinstance(count, int) or not 0 <= count <= 10_000:
+            raise DataError(f"{self.folder / 'tokenizer_config.json'}: extra_ids is {json.dumps(count)[:100]}, which is no count: copy it "
+                            "again")
+        return count
 
     def ids(self, role: str) -> list[int]:
         """The ids that the configs of the model give a role such as eos_token_id; none where they say nothing."""
@@ -124,14 +196,22 @@ class _Beside:
         return None if value is None else bool(value)
 
     def template(self) -> str:
-        """The chat template, "" where there is none."""
+        """The chat template, "" where there is none, and where there is none by default one that says so."""
         path = self.folder / "chat_template.jinja"
         if path.is_file():
-            return path.read_text(encoding="utf-8")
-        value = self.settings.get("chat_template") or ""
-        if isinstance(value, list):  # several, by name
-            value = {each["name"]: each["template"] for each in value}.get("default", "")
-        return value
+            return _text(path).replace("\r\n", "\n")
+        value, where = self.settings.get("chat_template"), self.folder / "tokenizer_config.json"
+        several = value if isinstance(value, list) else [{"name": "default", "template": "" if value is None else value}]
+        if not all(isinstance(each, dict) and all(isinstance(each.get(part), str) for part in ("name", "template")) for each in several):
+            raise DataError(f"{where}: chat_template is {json.dumps(value)[:100]}, which is neither a text nor a list of named ones: copy "
+                            "it again")
+        named = {each["name"]: each["template"] for each in several}
+        if not named or "default" in named:
+            return named.get("default", "")
+        # The model is of use without it, so that only a conversation fails.
+        message = (f"this model's are called {', '.join(sorted(named))}, and none is the default: put the one that is meant into "
+                   f"{path.name} beside {where.name}")
+        return f"{{{{ raise_exception({json.dumps(message)}) }}}}"
 
     def roles(self, id_of, size: int, name) -> dict:
         """{bos_id, eos_id, pad_id, stop_ids} as far as these files say, of a tokenizer that knows the ids of tokens."""
@@ -162,37 +242,51 @@ def _of_model(model: bytes, path: pathlib.Path, beside: _Beside) -> HuggingFaceT
     description = parse_model(model, str(path))
     ids = token_ids(description)
     roles = beside.roles(ids.get, max(ids.values(), default=-1) + 1, path)
+    # What stands around a text begins and ends it: [CLS] and [SEP] of BERT, whose files say no more than this.
+    for role, i in zip(("bos_id", "eos_id"), ends_of_text(description), strict=True):
+        roles[role] = i if roles[role] is None else roles[role]
+    if roles["pad_id"] is None and description["model"]["type"] == "WordPiece":
+        roles["pad_id"] = ids.get("[PAD]")
     if roles["eos_id"] is None:
         added = {token["content"] for token in description.get("added_tokens") or []}
         roles["eos_id"] = next((ids[end] for end in _ENDS if end in added), None)
     if roles["eos_id"] is None:
         raise ConfigError(f"nothing says which token of {path} ends a document: set data.eos_token, or put a tokenizer_config.json with "
                           "eos_token beside it")
-    prompt_bos = beside.begins()
-    return HuggingFaceTokenizer(model, **roles, prompt_bos=prompt_bos, chat_template=beside.template(), name=str(path))
+    tokenizer = HuggingFaceTokenizer(model, **roles, prompt_bos=beside.begins(), chat_template=beside.template(), name=str(path))
+    return tokenizer.changed(unnamed=beside.unnamed())
 
 
 def _sentencepiece(path: pathlib.Path) -> SentencePieceTokenizer:
     """A SentencePiece model of another library: what it loses is its own affair, and `lossless` says so."""
     beside, tokenizer = _Beside(path.parent), load_model(path, lossy=True)
-    missing = [token for token in _added(beside) if tokenizer.id_of(token) is None]
-    if missing:
-        raise ConfigError(f"{path.parent} adds {missing[0]!r} to {path.name}, which has no such piece: save the tokenizer once more with "
-                          "transformers (AutoTokenizer.from_pretrained(...).save_pretrained(...)), which writes a tokenizer.json with it")
+    if (extra := beside.extra_ids()) and tokenizer.id_of("<extra_id_0>") is None:
+        sentinels = [f"<extra_id_{i}>" for i in reversed(range(extra))]
+        tokenizer = SentencePieceTokenizer(_with_pieces(tokenizer.model, sentinels), str(path), lossy=True)
+    beside.check_added(tokenizer.id_of, path)
     roles = beside.roles(tokenizer.id_of, tokenizer.vocab_size, path)
     values = {name: value for name, value in roles.items() if value is not None and name != "stop_ids"}
     values |= {"_stops": roles["stop_ids"], "chat_template": beside.template()}
     begins = beside.begins()
     # Llama's tokenizers begin a text with bos, T5's do not; both may leave it unsaid.
-    values["prompt_bos"] = begins if begins is not None else not beside.settings.get("tokenizer_class", "").startswith(("T5", "MT5"))
+    values["prompt_bos"] = begins if begins is not None else not beside.kind().startswith(("t5", "mt5"))
     changes = {name: value for name, value in values.items() if getattr(tokenizer, name) != value}
-    return tokenizer.changed(**changes) if changes else tokenizer
+    made = tokenizer.changed(**changes) if changes else tokenizer
+    # Of a role that no file speaks of, the class of the tokenizer takes the model's own, if that has one.
+    unnamed = tuple(role for role in beside.unnamed()
+                    if f"{role}_token" in beside.settings or (role in ("bos", "pad") and getattr(made, f"{role}_id") == made.eos_id))
+    return made.changed(unnamed=unnamed) if unnamed else made
 
 
-def _added(beside: _Beside) -> list[str]:
-    path = beside.folder / "added_tokens.json"
-    listed = list(files.read_json(path)) if path.is_file() else []
-    return [*listed, *(token["content"] for token in beside.settings.get("added_tokens_decoder", {}).values())]
+def _with_pieces(model: bytes, names: list[str]) -> bytes:
+    """A SentencePiece model with more pieces, which no text is encoded by."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    for name in names:
+        proto.pieces.add(piece=name, score=0.0, type=proto.SentencePiece.CONTROL)
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    return proto.SerializeToString()
 
 
 def special(token: str, i: int) -> dict:
@@ -206,14 +300,16 @@ def _byte_level(folder: pathlib.Path) -> HuggingFaceTokenizer | None:
     if names is None:
         return None
     path, beside = folder / names[0], _Beside(folder)
-    vocab = files.read_json(path)
-    lines = files.read_bytes(folder / names[1]).decode().split("\n")
+    vocab, lines = _object(path), _text(folder / names[1]).split("\n")
+    if wrong := next((token for token, i in vocab.items() if not isinstance(i, int)), None):
+        raise ConfigError(f"{path} is not a vocabulary: {wrong!r} is {json.dumps(vocab[wrong])[:100]}, which is no id")
     merges = [line.rstrip("\r").split(" ") for line in lines if line.rstrip("\r") and not line.startswith("#version")]
     if wrong := next((merge for merge in merges if len(merge) != 2), None):
         raise ConfigError(f"{folder / names[1]}: {' '.join(wrong)!r} is not two pieces with a space between them: copy it again")
     roberta = all(token in vocab for token in ("<s>", "</s>", "<pad>", "<mask>"))
     roles = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"} if roberta else {"eos_token": "<|endoftext|>"}
-    specials = [*roles.values(), *(("<unk>", "<mask>") if roberta else ()), *_added(beside)]
+    beside.check_added(vocab.get, path)
+    specials = [*roles.values(), *(("<unk>", "<mask>") if roberta else ()), *beside.added()]
     specials = [token for token in dict.fromkeys(specials) if token in vocab]
     described = byte_level_description(vocab, merges, specials, bool(beside.settings.get("add_prefix_space", False)), roberta)
     for role, token in roles.items():
@@ -237,7 +333,7 @@ def byte_level_description(vocab: dict[str, int], merges: list, specials: list[s
 def _wordpiece(path: pathlib.Path) -> HuggingFaceTokenizer:
     """vocab.txt of BERT, a token a line; tokenizer_config.json says whether it is lower case (do_lower_case, by default true)."""
     beside = _Beside(path.parent)
-    tokens = files.read_bytes(path).decode().split("\n")
+    tokens = _text(path).split("\n")
     tokens = [token.rstrip("\r") for token in (tokens[:-1] if tokens and not tokens[-1] else tokens)]
     vocab = {token: i for i, token in enumerate(tokens)}
     if missing := [token for token in ("[UNK]", "[CLS]", "[SEP]") if token not in vocab]:
@@ -245,9 +341,7 @@ def _wordpiece(path: pathlib.Path) -> HuggingFaceTokenizer:
     settings = beside.settings
     described = wordpiece_description(vocab, settings.get("do_lower_case", True), settings.get("strip_accents"),
                                       settings.get("tokenize_chinese_chars", True))
-    for role, token in (("cls_token", "[CLS]"), ("sep_token", "[SEP]"), ("pad_token", "[PAD]")):
-        if beside.token(role) is None and token in vocab:
-            settings[role] = token
+    beside.check_added(vocab.get, path)
     return _of_model(json.dumps(described).encode(), path, beside)
 
 

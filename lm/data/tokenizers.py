@@ -44,7 +44,8 @@ class Tokenizer(abc.ABC):
 
     `lossless`: decode(encode(text)) is `text`, whatever it holds. `prompt_bos`: a prompt begins with bos_id. `unk_id` is what stands for
     text that cannot be encoded, None where there is no such id. `special_tokens` are the texts of ids that `encode` never makes.
-    `chat_template` is Jinja for lm.generate.chat, "" for none.
+    `chat_template` is Jinja for lm.generate.chat, "" for none; the roles in `unnamed` ("bos", "eos", "pad", "unk") have no token of their
+    own in it, as where eos stands for bos too.
     """
 
     kind: str
@@ -57,6 +58,7 @@ class Tokenizer(abc.ABC):
     unk_id: int | None = None
     special_tokens: Mapping[str, int] = types.MappingProxyType({})
     chat_template: str = ""
+    unnamed: tuple[str, ...] = ()
     _stops: tuple[int, ...] = ()
     _changed: Mapping = types.MappingProxyType({})  # what `changed` has set
     _pieces: list[bytes]  # the bytes that each id stands for; empty for pad, bos and eos
@@ -91,7 +93,7 @@ class Tokenizer(abc.ABC):
         return next((token for token, other in self.special_tokens.items() if other == i), "")
 
     def changed(self, **values) -> "Tokenizer":
-        """A copy with another bos_id, eos_id, prompt_bos, chat_template or _stops. `save` keeps them."""
+        """A copy with another bos_id, eos_id, prompt_bos, chat_template, unnamed or _stops. `save` keeps them."""
         other = copy.copy(self)
         other._changed = {**self._changed, **values}
         other.__dict__.update(values)
@@ -124,7 +126,8 @@ class Tokenizer(abc.ABC):
     def describe(self) -> dict:
         """{kind, vocab_size, fingerprint, pad_id, bos_id, eos_id} and what is not as usual, as in tokenizer.json."""
         names = ("kind", "vocab_size", "pad_id", "bos_id", "eos_id")
-        unusual = {"lossless": (self.lossless, True), "prompt_bos": (self.prompt_bos, True), "stop_ids": (self.stop_ids, (self.eos_id,))}
+        unusual = {"lossless": (self.lossless, True), "prompt_bos": (self.prompt_bos, True), "stop_ids": (self.stop_ids, (self.eos_id,)),
+                   "unnamed": (self.unnamed, ())}
         described = {name: value for name, (value, usual) in unusual.items() if value != usual}
         template = {"chat_template": _TEMPLATE} if self.chat_template else {}
         return {name: getattr(self, name) for name in names} | described | template | {"fingerprint": self.fingerprint()}
@@ -360,6 +363,8 @@ def load_tokenizer(directory) -> Tokenizer:
     stored = {name: description[name] for name in ("bos_id", "eos_id", "prompt_bos") if name in description}
     if "stop_ids" in description:
         stored["_stops"] = tuple(description["stop_ids"])
+    if "unnamed" in description:
+        stored["unnamed"] = tuple(description["unnamed"])
     if "chat_template" in description:
         stored["chat_template"] = read_bytes(join(directory, _TEMPLATE)).decode()
     changes = {name: value for name, value in stored.items() if getattr(tokenizer, name) != value}

@@ -32,13 +32,16 @@ def render(template: str, messages: list[dict], add_generation_prompt: bool = Tr
     """The text of a conversation, [{"role": "system", "user" or "assistant", "content": text}, ...].
 
     With `add_generation_prompt` it ends where the assistant is to speak. `specials` are what else the template may read, such as
-    bos_token. Raises ConfigError for a template that has an error, refuses the conversation, leaves the sandbox or does not end.
+    bos_token; tools and documents are none. Raises ConfigError for a template that has an error, refuses the conversation, leaves the
+    sandbox or does not end.
     """
     import jinja2
 
     try:
         with _limited_memory():
-            return _bounded(_compile(template).generate(messages=messages, add_generation_prompt=add_generation_prompt, **specials))
+            # Templates tell "none" from "undefined".
+            given = {"tools": None, "documents": None, **specials}
+            return _bounded(_compile(template).generate(messages=messages, add_generation_prompt=add_generation_prompt, **given))
     except jinja2.TemplateSyntaxError as error:
         raise ConfigError(f"the chat template has an error in line {error.lineno}: {error.message}") from error
     except jinja2.exceptions.SecurityError as error:
@@ -60,10 +63,10 @@ def prompt_ids(tokenizer: Tokenizer, messages: list[dict], add_generation_prompt
 
 
 def prompt_text(tokenizer: Tokenizer, messages: list[dict], add_generation_prompt: bool = True) -> str:
-    """A conversation by the tokenizer's chat template. ConfigError without one."""
+    """A conversation by the tokenizer's chat template, which sees the special tokens that have a name. ConfigError without one."""
     if not tokenizer.chat_template:
         raise ConfigError("this tokenizer has no chat template: the model was not trained on conversations, or set data.chat_template")
-    ids = {role: getattr(tokenizer, f"{role}_id") for role in ROLES}
+    ids = {role: getattr(tokenizer, f"{role}_id") for role in ROLES if role not in tokenizer.unnamed}
     specials = {f"{role}_token": tokenizer.token_of(i) for role, i in ids.items() if i is not None}
     return render(tokenizer.chat_template, messages, add_generation_prompt, **specials)
 

@@ -74,6 +74,10 @@ class Gapped:
         none = jnp.zeros(batch_size, jnp.int32)
         return Progress(self.model.init_decode(batch_size, max_len), none, none)
 
+    def expecting(self, state, lengths):
+        """The model's own."""
+        return state._replace(inner=self.model.expecting(state.inner, lengths))
+
     def decode(self, params, state, tokens, valid=None):
         """Of a prompt, in which sentinels do not count."""
         hidden, inner = self.model.decode(params, state.inner, tokens, valid)

@@ -48,8 +48,9 @@ def prefill(model, params, prompts, lengths, max_len: int):
     rows, width = prompts.shape
     chunk = chunk_of(rows, width)
     valid = jnp.arange(width) >= width - lengths[:, None]
+    state = model.expecting(model.init_decode(rows, max_len), lengths)
     if isinstance(model, Prefixed):
-        hidden, state = model.decode_prefix(params, model.init_decode(rows, max_len), prompts, valid)
+        hidden, state = model.decode_prefix(params, state, prompts, valid)
         return model.logits(params, hidden[:, -1]), state
 
     def feed(carry, chunk):
@@ -57,7 +58,6 @@ def prefill(model, params, prompts, lengths, max_len: int):
         return (hidden[:, -1], state), None
 
     chunks = [x.reshape(rows, -1, chunk).swapaxes(0, 1) for x in (prompts, valid)]
-    state = model.init_decode(rows, max_len)
     last, _ = jax.eval_shape(lambda: feed((None, state), [x[0] for x in chunks])[0])
     (hidden, state), _ = jax.lax.scan(feed, (jnp.zeros(last.shape, last.dtype), state), chunks)
     return model.logits(params, hidden), state

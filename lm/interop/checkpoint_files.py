@@ -69,10 +69,8 @@ def _open_indexed(folder: pathlib.Path) -> Tensors:
         if not file.is_file():
             raise DataError(f"{path} names {file.name}, which is not there: fetch all files of the model")
         named, there = {name for name, its in files.items() if its == file}, set(_open(file).keys())
-        if named != there:
-            odd = sorted(named ^ there)[0]
-            where = "the index" if odd in named else "the file"
-            raise DataError(f"{path} and {file.name} do not belong together: tensor {odd} is in {where} alone; fetch both again")
+        if missing := sorted(named - there):  # a tensor that the index does not name is none of the model's
+            raise DataError(f"{path} and {file.name} do not belong together: tensor {missing[0]} is in the index alone; fetch both again")
     return Tensors(files)
 
 

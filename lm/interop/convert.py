@@ -1,5 +1,6 @@
 """Models of other libraries in and out of work directories."""
 
+import contextlib
 import json
 import pathlib
 import re
@@ -24,6 +25,9 @@ from lm.interop.tokenizers import read_tokenizer, write_tokenizer
 
 SOURCE, FACTS = "source", "import.json"
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+GENERATION = "generation_config.json"
+# Files of a tokenizer that transformers opens by themselves.
+OPENED = {"tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt"}
 LONGEST = 2048  # tokens of a row, unless --context says otherwise: the longest that a model can take may be too much for a machine
 
 
@@ -43,8 +47,25 @@ def import_run(path, workdir, context: int = 0, tokenizer: Tokenizer | None = No
     config, model = _model(reading, tokenizer, context, workdir)
     there = Watched(source.tensors)
     params = _parameters(reading, there, model)
-    _write_run(workdir, config, tokenizer, source, params, _facts(family, reading, there))
+    with whole(workdir) as folder:
+        _write_run(folder, config, tokenizer, source, params, _facts(family, reading, there))
     return {"family": family.name, "parameters": _count(params), "max_abs_diff": None, "workdir": str(workdir)}
+
+
+@contextlib.contextmanager
+def whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to fill that becomes `folder` at the end; nothing is left of it when something goes wrong before."""
+    place = folder.parent / f"{folder.name}.unfinished"
+    with writing(folder):
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        try:
+            yield place
+            if folder.exists():
+                folder.rmdir()
+            place.rename(folder)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _bytes_for(reading: Reading, path) -> Tokenizer:
@@ -129,7 +150,7 @@ def _write_run(workdir: pathlib.Path, config, tokenizer: Tokenizer, source: Sour
 
 
 def export_run(workdir, folder, dtype: str = "", shard_bytes: int = SHARD_BYTES, step: int | None = None) -> dict:
-    """Writes a run as a folder that the transformers library opens; {"family", "parameters", "max_abs_diff", "folder"}.
+    """Writes a run as a folder that the transformers library opens; {"family", "parameters", "dtype", "max_abs_diff", "folder"}.
 
     An imported model goes out under the names, and unless `dtype` says otherwise in the types, in which it came. ConfigError where
     the family of models has no counterpart, or the folder is not empty.
@@ -141,11 +162,12 @@ def export_run(workdir, folder, dtype: str = "", shard_bytes: int = SHARD_BYTES,
     family, reading, description, facts = _way_out(opened, source)
     params, _ = opened.parameters(step=step)
     types = (lambda name: DTYPES[dtype]) if dtype else lambda name: DTYPES[facts["other_dtypes"].get(name, facts["dtype"])]
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        count = write_tensors(folder, _typed(reading, params, facts["tied"], types), shard_bytes)
-        _write_beside(folder, description | {"dtype": dtype or facts["dtype"]}, source, opened)
-    return {"family": family.name, "parameters": _count(params), "written": count, "max_abs_diff": None, "folder": str(folder)}
+    kind = dtype or facts["dtype"]
+    with whole(folder) as place:
+        write_tensors(place, _typed(reading, params, facts["tied"], types), shard_bytes)
+        _write_beside(place, description | {"dtype": kind, "torch_dtype": kind}, source, opened)  # by its newer and its older name
+    return {"family": family.name, "parameters": _count(params), "dtype": kind, "max_abs_diff": None,
+            "folder": str(folder)}
 
 
 def _way_out(opened: run.Run, source: pathlib.Path) -> tuple[families.Family, Reading, dict, dict]:
@@ -183,19 +205,24 @@ def _typed(reading: Reading, params, tied: list[str], types) -> Iterator[tuple[s
 
 
 def _write_beside(folder: pathlib.Path, description: dict, source: pathlib.Path, opened: run.Run):
+    """config.json, generation_config.json where one came in, and the tokenizer: its files as they came while it is still that one."""
     kept = [path for path in source.iterdir() if path.name not in ("config.json", FACTS)] if source.is_dir() else []
+    own = not _came_with(source, opened, {path.name for path in kept})
     for path in kept:
-        shutil.copyfile(path, folder / path.name)
-    if not any(path.name.startswith(("tokenizer", "vocab", "spiece")) for path in kept):
+        if path.name == GENERATION or not own:
+            shutil.copyfile(path, folder / path.name)
+    if own:
         write_tokenizer(opened.tokenizer, folder, marks=opened.objective.marks())
-    description.pop("torch_dtype", None)
     (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
-def tokenizer_at(path) -> Tokenizer:
-    """The tokenizer in a folder, or the one that a file is. ConfigError where there is none."""
-    path = pathlib.Path(path)
-    tokenizer = read_tokenizer(path if path.is_dir() else path.parent) if path.exists() else None
-    if tokenizer is None:
-        raise ConfigError(f"there is no tokenizer at {path}: give a folder with tokenizer.json, or a .model, vocab.txt or merges.txt file")
-    return tokenizer
+def _came_with(source: pathlib.Path, opened: run.Run, names: set[str]) -> bool:
+    """Whether a run's tokenizer is the one that came in, in files that transformers opens."""
+    if not (names & OPENED or {"vocab.json", "merges.txt"} <= names):
+        return False
+    there = read_tokenizer(source)
+    if there is None:
+        return False
+    there = _starting(there, json.loads((source / "config.json").read_text(encoding="utf-8")))
+    says = lambda tokenizer: (tokenizer.fingerprint(), tokenizer.prompt_bos, tokenizer.stop_ids, tokenizer.chat_template)  # noqa: E731
+    return says(there) == says(opened.tokenizer)

@@ -28,6 +28,7 @@ from lm.generate.chat import prompt_text
 
 FIRST_TOKENS = 32  # that a prompt gets before its stop strings are looked for, then as many as it has got
 ROWS = 16  # prompts of a batch
+MODEL_ARGS = ("workdir", "step", "max_length", "stride", "seed", "score_bos")
 
 
 def encode(tokenizer: Tokenizer, text: str, bos: bool | None = None) -> list[int]:
@@ -90,13 +91,23 @@ def _rows_of(count: int, devices: int) -> int:
     return devices * (1 << (-(-count // devices) - 1).bit_length())
 
 
+def _check(unknown: dict, **numbers):
+    """ConfigError for arguments that are not known, and for numbers that are none."""
+    if unknown:
+        raise ConfigError(f"model_args has {', '.join(sorted(unknown))}, and only {', '.join(MODEL_ARGS)} are known: leave the others out")
+    for name, value in numbers.items():
+        if value is not None and not isinstance(value, int):
+            raise ConfigError(f"model_args has {name}={value}: give a whole number")
+
+
 class Answers:
     """A run's checkpoint as a model of the harness, but for what that brings itself: see `model_class`."""
 
     def __init__(self, workdir=None, step=None, max_length=None, stride=None, seed=0, score_bos=False, batch_size=None,
-                 device=None, max_batch_size=None, subject: Subject | None = None):
+                 device=None, max_batch_size=None, subject: Subject | None = None, **unknown):
         """`batch_size` rows of max_length tokens, more of shorter ones; the devices are JAX's, whatever `device` says."""
         super().__init__()
+        _check(unknown, step=step, max_length=max_length, stride=stride, seed=seed)
         # The harness's bootstrap would fork this process, and a copy of JAX's threads may hang.
         os.environ.setdefault("DISABLE_MULTIPROC", "1")
         if workdir is None and subject is None:
@@ -225,10 +236,10 @@ def sampling_of(wanted: dict) -> Sampling:
     return Sampling(temperature, **chosen) if drawn else Sampling(0.0)
 
 
-def measure(subject: Subject, tasks: list[str], include: str | None = None, shots: int | None = None) -> dict:
-    """{"lm_eval:TASK": what the harness found, under its own names} of its tasks; `include` is a folder of YAML files with others.
+def measure(subject: Subject, tasks: list[str], include: str | None = None, shots: int | None = None) -> tuple[dict, dict]:
+    """({"lm_eval:TASK": what the harness found, under its own names}, how and what all the tasks together asked of the model).
 
-    `requests` beside the metrics says what all the tasks together asked. ConfigError for an unknown task.
+    `include` is a folder of YAML files with other tasks than the harness's own. ConfigError for an unknown task.
     """
     build = model_class()
     from lm_eval import simple_evaluate
@@ -250,8 +261,8 @@ def measure(subject: Subject, tasks: list[str], include: str | None = None, shot
     for task, metrics in found["results"].items():
         kept = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
         results[f"{HARNESS}:{task}"] = kept | {"items": found.get("n-samples", {}).get(task, {}).get("effective"),
-                                               "shots": found.get("n-shot", {}).get(task)} | {"requests": model.get_model_info()}
-    return results
+                                               "shots": found.get("n-shot", {}).get(task)}
+    return results, model.get_model_info()
 
 
 def main(argv: list[str]):

@@ -43,6 +43,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder, longest: int = 0, marks: Mappi
             file.write(tokenizer.model)
     ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id, "unk_token": tokenizer.unk_id}
     roles = {role: token for role, i in ids.items() if i is not None and (token := tokenizer.token_of(i))} | _texts(marks)
+    if "bos" in tokenizer.unnamed and not tokenizer.prompt_bos:
+        roles.pop("bos_token", None)  # another stands for it, and a chat template is not to write that
     begins = tokenizer.prompt_bos and not marks
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "add_bos_token": begins,
                 "add_eos_token": False, **roles}

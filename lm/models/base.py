@@ -76,6 +76,10 @@ class LanguageModel(Model):
         `valid` [B, n] is False at the padding before a row's first token, so that prompts of unequal length share one call.
         """
 
+    def expecting(self, state, lengths: jax.Array):
+        """The state before the first token of rows whose prompts have `lengths` [B] tokens, however many calls they are read in."""
+        return state
+
     def take(self, state, rows: jax.Array):
         """The state of some rows [R], any of them several times; arrays of a state are [B, ...] unless a model says otherwise."""
         return jax.tree.map(lambda x: x[rows], state)

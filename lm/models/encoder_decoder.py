@@ -127,7 +127,7 @@ class EncoderDecoderModel(EncoderDecoder):
         s, stack = self.spec.decoder, params["decoder"]
         first, slots, visible = transformer.seen_slots(state, tokens.shape[1], valid)
         positions = slots - first[:, None]
-        angles = s.slot_angles(positions, first, visible.shape[-1])
+        angles = s.slot_angles(positions)
         bias = None
         if s.positions == "relative":
             keys = jnp.arange(visible.shape[-1])

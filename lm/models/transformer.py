@@ -88,14 +88,16 @@ class Spec:
             return None
         return self.rope.angles(positions, document_lengths(positions, segments) if self.rope.by_length else None)
 
-    def slot_angles(self, positions, first, slots: int):
-        """Rotary angles of new tokens at positions [B, n] whose rows begin at slot `first` [B] of a cache with `slots` slots.
+    def slot_angles(self, positions, expected=None):
+        """Rotary angles of new tokens at positions [B, n], where rows have `expected` [B] tokens or more.
 
-        Wavelengths that go by the length of a document are those of the longest that fits, so that all keys in a cache have the same.
+        Wavelengths that go by the length of a document are each token's own, for its row up to this token or the expected ones: those
+        that reading one token at a time has, however many are read at once. Keys in a cache keep theirs while the row grows.
         """
         if self.rope is None:
             return None
-        return self.rope.angles(positions, jnp.minimum(slots - first, self.context)[:, None])
+        lengths = positions + 1 if expected is None else jnp.maximum(positions + 1, expected[:, None])
+        return self.rope.angles(positions, lengths)
 
 
 class Inputs(nn.Module):
@@ -227,11 +229,15 @@ class Transformer(nn.Module):
 
 
 class Decoding(NamedTuple):
-    """The slot of the next token, one for all rows, [], or each row's, [B]; the slot of each row's first token, [B]; a cache per layer."""
+    """The slot of the next token, one for all rows, [], or each row's, [B]; the slot of each row's first token, [B]; a cache per layer.
+
+    `expected` are the tokens of each row's prompt, [B], where wavelengths go by the length of a row (None: they do not).
+    """
 
     slot: jax.Array
     first: jax.Array
     caches: tuple[Cache, ...]
+    expected: jax.Array | None = None
 
 
 def seen_slots(state, count: int, valid):
@@ -264,7 +270,13 @@ class TransformerModel(LanguageModel):
         """Empty caches [B K, S, Dh] with S = max_len slots."""
         s = self.spec
         empty = jnp.zeros((batch_size * s.kv_heads, max_len, s.head_width), s.dtype)
-        return Decoding(jnp.int32(0), jnp.zeros(batch_size, jnp.int32), tuple(Cache(empty, empty) for _ in range(s.layers)))
+        zeros = jnp.zeros(batch_size, jnp.int32)
+        return Decoding(jnp.int32(0), zeros, tuple(Cache(empty, empty) for _ in range(s.layers)),
+                        zeros if s.rope is not None and s.rope.by_length else None)
+
+    def expecting(self, state, lengths):
+        """See `LanguageModel`; read by wavelengths that go by the length of a row."""
+        return state if state.expected is None else state._replace(expected=lengths)
 
     def decode(self, params, state, tokens, valid=None):
         """Hidden states [B, n, D] and the caches with n slots more in use; there must be as many left."""
@@ -280,7 +292,7 @@ class TransformerModel(LanguageModel):
         if prefix:
             visible = visible[:, -1:] | jnp.zeros_like(visible)
         positions = slots - first[:, None]
-        angles = s.slot_angles(positions, first, visible.shape[-1])
+        angles = s.slot_angles(positions, state.expected)
         # What lies outside a learned table is padding, or a draft beyond the context: its result is never used.
         table_positions = jnp.clip(positions, 0, s.context - 1) if s.positions == "learned" else positions
         x = Inputs(s).apply({"params": params["inputs"]}, tokens, table_positions)
@@ -291,11 +303,12 @@ class TransformerModel(LanguageModel):
             caches.append(cache)
         if s.final_norm:
             x = s.make_norm().apply({"params": params["final_norm"]}, x)
-        return x, Decoding(slot + tokens.shape[1], first, tuple(caches))
+        return x, Decoding(slot + tokens.shape[1], first, tuple(caches), state.expected)
 
     def take(self, state, rows):
         """The caches of some rows [R], any of them several times."""
-        return Decoding(state.slot, state.first[rows], cache_rows(state.caches, rows, self.spec.kv_heads))
+        expected = None if state.expected is None else state.expected[rows]
+        return Decoding(state.slot, state.first[rows], cache_rows(state.caches, rows, self.spec.kv_heads), expected)
 
     def accept(self, params, before, after, tokens, counts):
         """The caches after `counts` tokens: slots beyond them are written again before they are seen."""

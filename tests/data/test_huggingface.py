@@ -207,8 +207,8 @@ def test_a_sentencepiece_model_in_a_folder(tmp_path):
     assert lossy.decode(lossy.encode("the\u2581dog")) == "the dog"
     lossy.save(tmp_path / "lossy")
     assert not load_tokenizer(tmp_path / "lossy").lossless
-    (tmp_path / "added_tokens.json").write_text(json.dumps({"<extra_id_0>": 60}))
-    with pytest.raises(ConfigError, match=r"adds '<extra_id_0>' to tokenizer.model, which has no such piece"):
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<new>": 60}))
+    with pytest.raises(ConfigError, match=r"adds '<new>' to tokenizer.model, which has no such piece"):
         read_folder(tmp_path)
 
 

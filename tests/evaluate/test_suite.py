@@ -193,8 +193,12 @@ def test_a_model_that_knows_nothing_has_closed_forms(tmp_path):
     assert math.log(found["byte_perplexity"]) == pytest.approx((size + 1) * log_v / size)
     found = measured(subject, f"minimal_pairs:{put(tmp_path, PAIRS)}")  # the shorter sentence is the likelier one
     assert (found["accuracy"], found["ties"], found["items"]) == (0.5, 1, 4)
-    assert found["by_uid"] == {"": 0.5, "verb": 0.5}
+    assert found["by_uid"] == {uid: {"accuracy": 0.5, "accuracy_stderr": pytest.approx(0.5), "items": 2} for uid in ("", "verb")}
     assert found["accuracy_stderr"] == pytest.approx(math.sqrt(0.25 / 3))
+    uneven = [PAIRS[0], PAIRS[0], PAIRS[2], {**PAIRS[1], "UID": "article"}]
+    assert measured(subject, f"minimal_pairs:{put(tmp_path, uneven)}")["by_uid"] == {
+        "article": {"accuracy": 1.0, "accuracy_stderr": None, "items": 1},
+        "verb": {"accuracy": pytest.approx(2 / 3), "accuracy_stderr": pytest.approx(1 / 3), "items": 3}}
     found = measured(subject, f"choice:{put(tmp_path, CHOICES)}")
     # The shortest answer in bytes as it is; the one with the longest text by its own length, which does not count the space before it.
     assert (found["accuracy"], found["accuracy_by_character"], found["accuracy_by_byte"]) == pytest.approx((1 / 3, 2 / 3, 2 / 3))

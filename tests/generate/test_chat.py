@@ -46,6 +46,11 @@ def test_a_conversation_in_words():
     assert render(LLAMA, MESSAGES, **SPECIALS) == '<s>[4] Be brief.\n<user> "1 < 2 & \\"x\\" \u4e2d?"</s>\n'
 
 
+def test_there_are_no_tools_and_no_documents():
+    template = "{% if tools is not none %}T{% endif %}{% if documents is not none %}D{% endif %}{{ tools is defined }}"
+    assert render(template, MESSAGES) == "True" and render(template, MESSAGES, tools=[]) == "TTrue"
+
+
 @pytest.mark.parametrize("template", [CHATML, LLAMA])
 def test_transformers_renders_the_same(template):
     utils = pytest.importorskip("transformers.utils.chat_template_utils", reason="needs the extra parity: scripts/test.sh --parity")

@@ -63,11 +63,11 @@ def log_probs_of(generator):
     apply = jax.jit(model.apply)
 
     def log_probs(rows):
-        tokens = np.zeros((-(-len(rows) // 32) * 32, CONTEXT), np.int32)
-        for place, row in zip(tokens, rows, strict=False):
-            place[: len(row)] = row
+        tokens, segments = np.zeros((2, -(-len(rows) // 32) * 32, CONTEXT), np.int32)
+        for place, there, row in zip(tokens, segments, rows, strict=False):
+            place[: len(row)], there[: len(row)] = row, 1
         positions = np.broadcast_to(np.arange(CONTEXT, dtype=np.int32), tokens.shape)
-        batches = [{"tokens": tokens[i : i + 32], "segments": np.ones((32, CONTEXT), np.int32), "positions": positions[i : i + 32]}
+        batches = [{"tokens": tokens[i : i + 32], "segments": segments[i : i + 32], "positions": positions[i : i + 32]}
                    for i in range(0, len(tokens), 32)]
         hidden = np.concatenate([np.asarray(apply(params, batch), np.float64) for batch in batches])[: len(rows)]
         logits = hidden @ np.asarray(model.unembedding(params), np.float64)
@@ -84,7 +84,7 @@ def score(log_probs, prompt, completion):
     """Log-probability of a completion's tokens, and of eos where it ended, from one full forward pass."""
     written = completion.tokens + [EOS] * completion.ended
     row = start(prompt) + written
-    table = log_probs([row])[0]
+    table = log_probs([row[:-1]])[0]
     return sum(table[len(start(prompt)) - 1 + i, token] for i, token in enumerate(written))
 
 
@@ -286,3 +286,35 @@ def test_prompts_longer_than_a_prefill_chunk_are_read_whole(monkeypatch):
     for prompt, completion in zip(prompts, decode(prompts, max_tokens=3, sampling=GREEDY), strict=True):
         assert (completion.tokens, completion.ended) == greedy_by_hand(table, prompt, 3)
         assert completion.logprob == pytest.approx(score(table, prompt, completion), abs=1e-5)
+
+
+# Rotations that go by the length of a row, with an original context inside that of these tests.
+BY_LENGTH = {
+    "dynamic": {"positions": "rope", "rope_scaling": "dynamic", "rope_factor": 4.0, "rope_original_context": 12},
+    "longrope": {"positions": "rope", "rope_scaling": "longrope", "rope_factor": 4.0, "rope_original_context": 12,
+                 "rope_short_factors": (1.0, 1.2, 1.4, 1.6), "rope_long_factors": (2.0, 5.0, 9.0, 20.0)},
+}
+
+
+@pytest.mark.parametrize("name", BY_LENGTH)
+def test_how_many_tokens_may_follow_does_not_change_the_first(name):
+    """Up to the original context, and right after a prompt that is longer, greedy tokens are those of full forward passes."""
+    decode = generator("transformer", 7, seed=13, **BY_LENGTH[name])
+    table = log_probs_of(decode)
+    for prompt, first in (("ab", 10), (LONG, 1)):
+        expected = greedy_by_hand(table, prompt, first)
+        assert len(expected[0]) == first
+        short, long = (decode([prompt], max_tokens=most, sampling=GREEDY)[0] for most in (first, CONTEXT - len(prompt)))
+        assert short.tokens == long.tokens[:first] == expected[0]
+        assert short.logprob == pytest.approx(score(table, prompt, short), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", BY_LENGTH)
+def test_a_prompt_that_is_read_in_chunks_is_as_long_as_it_is(name, monkeypatch):
+    monkeypatch.setattr("lm.generate.loops.PREFILL_CHUNK", 16)
+    decode = generator("transformer", 7, seed=13, **BY_LENGTH[name])
+    table, prompts = log_probs_of(decode), ["ab", (LONG * 2)[:33]]
+    for prompt, completion in zip(prompts, decode(prompts, max_tokens=1, sampling=GREEDY), strict=True):
+        assert completion.logprob == pytest.approx(score(table, prompt, completion), abs=1e-5)
+    beam = decode(prompts, max_tokens=1, beams=3)[1]
+    assert beam.logprob == pytest.approx(score(table, prompts[1], beam), abs=1e-5)

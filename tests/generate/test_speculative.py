@@ -10,7 +10,7 @@ from lm.errors import ConfigError
 from lm.generate import Generator, Sampling
 from lm.generate.drafts import Lookup
 from lm.generate.speculative import counting, verify
-from tests.generate.test_generator import EOS, GREEDY, LONG, Letters, generator, log_probs_of, score, start
+from tests.generate.test_generator import BY_LENGTH, EOS, GREEDY, LONG, Letters, generator, log_probs_of, score, start
 
 FAMILIES = [("transformer", {"positions": "learned", "seed": 4}), ("transformer", {"positions": "rope", "kv_heads": 1, "seed": 3}),
             ("gru", {}), ("transformer", {"positions": "rope", "attention_window": 4, "window_from": 1, "seed": 3})]
@@ -39,6 +39,19 @@ def test_greedy_tokens_are_the_same_with_drafts(target, by):
         for completion, wanted in zip(completions, expected, strict=True):
             assert completion.tokens == wanted.tokens[:limit]
             assert completion.ended == (wanted.ended and len(wanted.tokens) < limit)
+
+
+@pytest.mark.parametrize("name", BY_LENGTH)
+def test_drafts_change_nothing_where_wavelengths_change_with_the_length(name):
+    """Across the original context of target and draft model, and with a prompt beyond it."""
+    target, draft = (generator("transformer", 7, seed=seed, **BY_LENGTH[name]) for seed in (13, 6))
+    expected = target(["ab", LONG], max_tokens=18, sampling=GREEDY)
+    assert len(expected[0].tokens) == len(expected[1].tokens) == 18
+    by_model = Generator(target.model, target.params, Letters(7), (draft.model, draft.params))
+    for fast in (target, by_model):
+        completions = fast(["ab", LONG], max_tokens=18, sampling=GREEDY, drafts=4)
+        assert [completion.tokens for completion in completions] == [completion.tokens for completion in expected]
+        np.testing.assert_allclose([c.logprob for c in completions], [c.logprob for c in expected], atol=1e-4)
 
 
 def test_log_probabilities_are_the_models_own(target):

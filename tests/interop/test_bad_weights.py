@@ -176,7 +176,9 @@ def test_an_index_that_lies(monkeypatch, capsys, folder, lie):
     else:
         where["model.other.weight"] = "a.safetensors"
     index(folder, where)
-    refused(monkeypatch, capsys, folder, 1, ["do not belong together", "model.other.weight" if lie == "one more" else "model.norm.weight"])
+    words = {"swapped": ["do not belong together", "model.norm.weight"], "one more": ["do not belong together", "model.other.weight"],
+             "one less": ["there is no tensor model.norm.weight"]}  # what an index does not name is not there
+    refused(monkeypatch, capsys, folder, 1, words[lie])
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"x": 3}}'])
@@ -235,6 +237,23 @@ def test_no_tokenizer(monkeypatch, capsys, folder):
               folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": ROWS + 5}))
     refused(monkeypatch, capsys, folder, 2, ["has no tokenizer", "--tokenizer"])
+
+
+def test_a_tokenizer_is_the_file_that_was_named(monkeypatch, capsys, folder):
+    place, named = folder.parent / "tok", folder.parent / "tok" / "my.json"
+    place.mkdir()
+    described = json.loads((folder / "tokenizer.json").read_text())
+    named.write_text(json.dumps(described | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [described["pre_tokenizer"]]}}))
+    for beside in (False, True):
+        if beside:
+            (place / "tokenizer.json").write_text(json.dumps(described))
+        workdir = folder.parent / f"run{beside}"
+        assert convert(monkeypatch, capsys, "import", f"--from={folder}", f"--workdir={workdir}", f"--tokenizer={named}") == (0, [])
+        assert (workdir / "tokenizer" / "model.json").read_bytes() == named.read_bytes()
+    missing = [f"--tokenizer={place / 'other.json'}"]
+    for path in folder.parent.glob("run*"):
+        shutil.rmtree(path)
+    refused(monkeypatch, capsys, folder, 1, ["other.json does not exist"], *missing)
 
 
 @pytest.mark.parametrize(("text", "code"), [("", 1), ("{", 1), ("{}", 2), ('{"model": {"type": "BPE"}}', 2)])

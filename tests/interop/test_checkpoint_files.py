@@ -83,6 +83,14 @@ def test_files_that_are_torn_missing_or_wrong_are_named(tmp_path, named):
         open_tensors(tmp_path)
 
 
+def test_a_tensor_that_the_index_does_not_name_is_not_there(tmp_path, named):
+    write_tensors(tmp_path, named.items(), 200)
+    index = json.loads((tmp_path / INDEX).read_text())
+    del index["weight_map"]["b"]
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    assert set(open_tensors(tmp_path)) == {"a", "c", "d"}
+
+
 def test_an_index_cannot_name_files_outside_its_folder(tmp_path, named):
     inside = tmp_path / "inside"
     inside.mkdir()

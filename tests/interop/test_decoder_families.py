@@ -152,6 +152,45 @@ def test_entries_become_keys():
     assert keys_of("gpt_neox", rotary_pct="absent")["rope_share"] == 0.25
 
 
+def test_the_first_llamas_say_the_longest_row_otherwise_or_not_at_all():
+    def longest(**entries):
+        return keys_of("llama", **entries)["max_positions"]
+
+    assert longest(max_position_embeddings="absent", max_sequence_length=1024) == 1024
+    assert longest(max_position_embeddings="absent") == 2048 and longest(max_sequence_length=1024) == 64
+
+
+def test_entries_that_say_nothing_of_the_model_are_taken():
+    entries = {"_flash_attn_2_enabled": True, "tokenizer_padding_side": "right", "model_max_length": 77}
+    assert keys_of("llama", layer_types=["full_attention"] * 2, **entries) == keys_of("llama")
+    assert keys_of("phi3", original_max_position_embeddings=64) == keys_of("phi3")
+
+
+def test_a_context_that_is_not_stretched_yet_grows_by_the_factor():
+    def keys(kind, longest=64, **entries):
+        read = keys_of("qwen2", max_position_embeddings=longest, rope_scaling={"type": kind, "factor": 4.0} | entries)
+        return read["max_positions"], read.get("rope_original_context"), read["rope_factor"]
+
+    original = {"original_max_position_embeddings": 64}
+    assert keys("yarn", **original) == keys("yarn") == (256, 64, 4.0) == keys("yarn", 256, **original)
+    assert keys("linear", **original) == (256, None, 4.0) and keys("linear") == (64, None, 4.0)
+    assert keys("yarn", factor=1.0) == (64, 64, 1.0)
+
+
+@pytest.mark.parametrize(("kind", "original"), [("yarn", 64), ("linear", 64)])
+def test_a_context_that_has_grown_is_written_as_it_is(kind, original):
+    """The entries of an imported model, written as those of one that was trained on, mean the same."""
+    scaling = {"type": kind, "factor": 4.0, "original_max_position_embeddings": original}
+    reading, _ = built(DESCRIPTIONS["qwen2"] | {"rope_scaling": scaling})
+    settings = config.default()
+    settings.model.update({key.removeprefix("model."): value for key, value in reading.keys.items() if key.startswith("model.")})
+    description = written(settings, Sizes(37, 256, 0, 3))
+    assert description["max_position_embeddings"] == 256 and description["rope_scaling"]["factor"] == 4.0
+    back = family_of(description).read(description, set()).keys
+    assert {key: value for key, value in back.items() if "rope" in key or "positions" in key} == {
+        key: value for key, value in reading.keys.items() if "rope" in key or "positions" in key}
+
+
 def windows(name, **entries):
     keys = keys_of(name, **entries)
     return keys["attention_window"], keys["window_from"]
@@ -207,6 +246,10 @@ REFUSED = [
     ("gpt_neox", {"rope_theta": 3.0}, "rope_theta=3.0, but only 9000.0"),
     ("gpt_neox", {"hidden_act": "xielu"}, "hidden_act='xielu'"),
     ("llama", {"rope_scaling": {"rope_type": "foo"}}, r"rope_scaling.rope_type='foo', but only 'linear' or .*'default' can be read"),
+    ("llama", {"rope_scaling": {"type": ["x"], "factor": 2.0}}, r"rope_scaling.rope_type=\['x'\], but only"),
+    ("llama", {"model_type": ["llama"]}, r"model_type=\['llama'\], but only"),
+    ("llama", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types=.* which is not known"),
+    ("llama", {"max_position_embeddings": "absent", "max_sequence_length": 0}, "max_sequence_length=0, which is not a positive whole"),
     ("llama", {"rope_parameters": {"rope_type": "proportional"}}, "rope_parameters.rope_type='proportional'"),
     ("llama", {"rope_scaling": {"type": "linear"}}, "no rope_scaling.factor, which rope_type='linear' needs"),
     ("llama", {"rope_scaling": {"type": "linear", "factor": "2"}}, "rope_scaling.factor='2', which is not a number"),

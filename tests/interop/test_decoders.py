@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lm import config, models
+from lm.generate import Sampling, loops
 from lm.interop.checkpoint_files import write_tensors
 from lm.interop.families import family_of, written
 from lm.interop.parity.decoders import CASES
@@ -78,9 +79,10 @@ def full_pass(model, params, rows):
 
 
 def cached_pass(model, params, rows):
-    """The same from a prompt of PROMPT slots and single steps after it."""
+    """The same from a prompt of PROMPT slots and single steps after it, where the rotation goes by the whole length from the start."""
     def decode(params, tokens, valid):
-        logits, state = model.decode_step(params, model.init_decode(len(rows), WIDTH), tokens[:, :PROMPT], valid)
+        state = model.expecting(model.init_decode(len(rows), WIDTH), jnp.array(LENGTHS))
+        logits, state = model.decode_step(params, state, tokens[:, :PROMPT], valid)
 
         def step(state, now):
             logits, state = model.decode_step(params, state, now[:, None])
@@ -184,3 +186,21 @@ def test_a_model_of_ours_computes_and_continues_the_same_there(name, tmp_path):
     for end in range(40, 60):
         ours[:, end] = np.argmax(logits(params, ours, end)[:, end - 1], axis=-1)
     np.testing.assert_array_equal(ours, continued)
+
+
+@pytest.mark.parametrize(("name", "start", "most"), [
+    ("llama, dynamic", 20, 50), ("llama, dynamic", 60, 20), ("llama, longrope, long", 20, 40), ("llama, longrope, long", 50, 20),
+    ("llama, longrope, short", 60, 20), ("phi3, longrope, long", 40, 20), ("phi3, longrope, short", 61, 20),
+])
+def test_greedy_text_with_the_cache_is_theirs_on_both_sides_of_the_original_context_and_across_it(name, start, most):
+    """A prompt's rotation goes by its length, a later token's by the row up to it; keys keep theirs. max_tokens changes nothing."""
+    theirs = case(name).make()
+    _, named, reading, section = imported(theirs)
+    model, params = built(section, reading, named, scan_layers=True)
+    prompt = np.random.default_rng(start).integers(3, section.vocab_rows, (1, start)).astype(np.int32)
+    theirs.generation_config.eos_token_id = None
+    expected = theirs.generate(torch.tensor(prompt).long(), max_new_tokens=most, do_sample=False, use_cache=True).numpy()
+    for room in (most, most + 20):
+        got = fast(functools.partial(loops.sample, model=model, room=room, sampling=Sampling(temperature=0.0), eos_id=-1, banned=()))(
+            params, prompt, jnp.array([start]), most, 0, ())
+        np.testing.assert_array_equal(got.tokens[0, :most], expected[0, start:])

@@ -1,7 +1,9 @@
 """The harness's tasks on our model against its own model `hf` on the same weights; tasks and data are local files."""
 
+import importlib.util
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -138,7 +140,7 @@ def test_numbers_and_answers_are_those_of_the_harness_s_own_model(folders, tasks
     assert any(sample["resps"][0][0] for sample in ours["samples"]["local_generate"])
     config = ours["config"]
     assert (config["max_length"], config["step"], config["generated_requests"], config["cut_requests"]) == (CONTEXT, 0, 5, 3)
-    # 13 answers, 5 last words and at least one window of each text.
+    # 14 answers, 5 last words and at least one window of each text.
     assert config["requests"] >= config["distinct_requests"] > 23
 
 
@@ -159,11 +161,12 @@ def test_our_suite_gives_the_harness_s_metrics(folders, tasks, tmp_path):
         json.dumps({"question": item["question"], "choices": item["options"], "gold": item["gold"]}) + "\n" for item in CHOICES))
     entries = suite.parse(f"choice:{tmp_path}/choices.jsonl,last_word:{tasks}/texts.jsonl,word_perplexity:jsonl:{tasks}/texts.jsonl")
     choice, last, words = suite.measure(subject, entries).values()
-    found = lm_eval.measure(subject, ["local_choice", "local_last_word", "local_rolling"], str(tasks))
+    found, asked = lm_eval.measure(subject, ["local_choice", "local_last_word", "local_rolling"], str(tasks))
     harness = found["lm_eval:local_choice"]
     for ours, name in (("accuracy", "acc"), ("accuracy_by_character", "acc_norm"), ("accuracy_by_byte", "acc_bytes")):
         assert (choice[ours], choice[f"{ours}_stderr"]) == pytest.approx((harness[f"{name},none"], harness[f"{name}_stderr,none"]))
-    assert (harness["items"], harness["shots"]) == (5, 0)
+    assert (harness["items"], harness["shots"]) == (5, 0) and not any("requests" in metrics for metrics in found.values())
+    assert asked["requests"] == choice["requests"] + last["requests"] + words["windows"] - 1  # one is of an end, which fits no window
     harness = found["lm_eval:local_last_word"]
     assert (last["accuracy"], last["perplexity"]) == pytest.approx((harness["acc,none"], harness["perplexity,none"]), rel=1e-5)
     assert words["word_perplexity"] == pytest.approx(found["lm_eval:local_rolling"]["word_perplexity,none"], rel=1e-5)
@@ -172,11 +175,27 @@ def test_our_suite_gives_the_harness_s_metrics(folders, tasks, tmp_path):
 @LLAMA
 def test_limit_and_bad_arguments(folders, tasks):
     subject = suite.open_subject(folders[1], limit=2)
-    assert lm_eval.measure(subject, ["local_last_word"], str(tasks))["lm_eval:local_last_word"]["items"] == 2
+    assert lm_eval.measure(subject, ["local_last_word"], str(tasks))[0]["lm_eval:local_last_word"]["items"] == 2
     with pytest.raises(ConfigError, match="is not a folder of tasks"):
         lm_eval.measure(subject, ["local_choice"], str(tasks / "no"))
     with pytest.raises(ConfigError, match="no run"):
         lm_eval.model_class()()
+    for argument, message in (("dtype=float32", "model_args has dtype, and only workdir, step, max_length, stride, seed, score_bos"),
+                              ("step=latest", "model_args has step=latest: give a whole number")):
+        with pytest.raises(ConfigError, match=message):
+            evaluated("lm", f"workdir={folders[1]},{argument}", tasks, ["local_choice"])
+
+
+@LLAMA
+def test_the_script_says_once_what_the_tasks_together_asked(folders, tasks, capsys):
+    found = importlib.util.spec_from_file_location("eval_script", pathlib.Path(__file__).parents[2] / "scripts/eval.py")
+    script = importlib.util.module_from_spec(found)
+    found.loader.exec_module(script)
+    script.main([f"--workdir={folders[1]}", "--suite=lm_eval:local_choice,local_last_word", f"--include={tasks}"])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(result) == ["step", "suites", "lm_eval"] and list(result["suites"]) == ["lm_eval:local_choice", "lm_eval:local_last_word"]
+    assert (result["lm_eval"]["requests"], result["lm_eval"]["max_length"]) == (14 + 5, CONTEXT)
+    assert "requests" not in result["suites"]["lm_eval:local_choice"]
 
 
 @LLAMA
@@ -233,8 +252,8 @@ def test_the_harness_s_command_runs_with_our_model(folders, tasks, tmp_path):
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     (file,) = (tmp_path / "out").rglob("results*.json")
     written = json.loads(file.read_text())
-    expected = lm_eval.measure(suite.open_subject(folders[1]), ["local_choice"], str(tasks))["lm_eval:local_choice"]
-    assert written["results"]["local_choice"]["acc_norm,none"] == pytest.approx(expected["acc_norm,none"])
-    assert written["config"]["tokens_scored"] == expected["requests"]["tokens_scored"]
+    expected, asked = lm_eval.measure(suite.open_subject(folders[1]), ["local_choice"], str(tasks))
+    assert written["results"]["local_choice"]["acc_norm,none"] == pytest.approx(expected["lm_eval:local_choice"]["acc_norm,none"])
+    assert written["config"]["tokens_scored"] == asked["tokens_scored"]
     with pytest.raises(ConfigError, match="no task nowhere"):
         lm_eval.measure(suite.open_subject(folders[1]), ["nowhere"], str(tasks))

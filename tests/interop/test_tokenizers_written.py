@@ -9,6 +9,7 @@ import tokenizers
 
 from lm.data.words import train_words
 from lm.errors import ConfigError
+from lm.generate.chat import prompt_text
 from lm.interop.tokenizers import huggingface_model, read_tokenizer, write_tokenizer
 from tests.data.test_huggingface import BYTEBPE, WORDPIECE
 from tests.data.test_tokenizers import ALL, HARD, TEXTS, model_bytes, train_tokenizer
@@ -77,6 +78,15 @@ def test_names_of_special_pieces_in_text_are_text_even_where_their_signs_have_no
         for text in (NAMES, "<0x41>", "a<s>b", "<<unk>>"):
             ids = theirs.encode(text, add_special_tokens=False).ids
             assert ids == tokenizer.encode(text).tolist() and theirs.decode(ids, skip_special_tokens=False) == text
+
+
+def test_a_role_without_a_token_gets_none(tmp_path):
+    tokenizer = BYTEBPE.changed(prompt_bos=False, unnamed=("bos",), chat_template="{{ bos_token }}{{ eos_token }}")
+    write_tokenizer(tokenizer, tmp_path)
+    back = read_tokenizer(tmp_path)
+    assert back.unnamed == ("bos", "unk") and prompt_text(back, [{"role": "user", "content": "hi"}]) == "</s>"
+    write_tokenizer(tokenizer.changed(prompt_bos=True), tmp_path)  # which needs one
+    assert read_tokenizer(tmp_path).bos_id == tokenizer.bos_id
 
 
 def test_what_has_no_counterpart_is_refused(tmp_path):

@@ -132,14 +132,14 @@ def test_layers_that_are_not_scanned_are_those_that_are_and_gradients_are_finite
 
 @pytest.mark.parametrize("name", KEYS)
 def test_decoding_is_the_full_forward_pass(make, random_batch, name):
-    """Padded prompts in chunks, then single steps; a cache with room for the row alone, so that its length is the row's."""
+    """Padded prompts in chunks, then single steps, of rows whose lengths are known from the start."""
     model, params = make("transformer", **KEYS[name])
-    padding, chunk = np.array([0, 0] if name in BY_LENGTH else [0, 6]), 8
+    padding, chunk = np.array([0, 6]), 8
     batch = random_batch(np.ones((2, LENGTH)))
     full = np.asarray(jax.jit(lambda params, batch: logits_of(model.apply(params, batch), model.unembedding(params)))(params, batch))
     columns = LENGTH + padding.max()
     padded = np.take_along_axis(batch["tokens"], np.clip(np.arange(columns) - padding[:, None], 0, LENGTH - 1), axis=1)
-    step, state = jax.jit(model.decode_step), model.init_decode(2, columns)
+    step, state = jax.jit(model.decode_step), model.expecting(model.init_decode(2, columns + 5), np.full(2, LENGTH))
     for start, stop in ((0, chunk), (chunk, 2 * chunk), *((t, t + 1) for t in range(2 * chunk, columns))):
         valid = np.arange(start, stop) >= padding[:, None]
         logits, state = step(params, state, padded[:, start:stop], valid if start < 2 * chunk else None)
@@ -150,16 +150,37 @@ def test_decoding_is_the_full_forward_pass(make, random_batch, name):
 
 
 @pytest.mark.parametrize("name", BY_LENGTH)
-def test_wavelengths_go_by_the_longest_document_that_a_cache_takes(make, random_batch, name):
-    """In a cache for a short document they are those of short ones; left padding takes no part."""
+def test_wavelengths_go_by_the_tokens_so_far_and_not_by_the_cache(make, random_batch, name):
+    """Left padding takes no part; beyond the original context it is all the same how many tokens are read at once, as of drafts."""
     model, params = make("transformer", **KEYS[name])
-    batch = random_batch(np.ones((1, ORIGINAL)))
-    short = model.logits(params, model.apply(params, batch))
-    padded = np.concatenate([np.zeros((1, 6), np.int32), batch["tokens"]], axis=1)
-    logits, _ = model.decode_step(params, model.init_decode(1, ORIGINAL + 6), padded, np.arange(ORIGINAL + 6)[None] >= 6)
-    np.testing.assert_allclose(logits[:, 6:], short, rtol=1e-5, atol=1e-5)
-    longer, _ = model.decode_step(params, model.init_decode(1, ORIGINAL + 8), padded, np.arange(ORIGINAL + 6)[None] >= 6)
-    assert np.abs(np.asarray(longer[:, 6:]) - short).max() > 1e-3
+    tokens, padding = random_batch(np.ones((1, LENGTH)))["tokens"], np.zeros((1, 6), np.int32)
+    short = random_batch(np.ones((1, ORIGINAL))) | {"tokens": tokens[:, :ORIGINAL]}
+    expected = model.logits(params, model.apply(params, short))
+    padded, step = np.concatenate([padding, tokens], axis=1), jax.jit(model.decode_step)
+    start, there = 6 + ORIGINAL, np.arange(6 + ORIGINAL)[None] >= 6
+    after = []
+    for slots in (6 + LENGTH, 6 + 2 * LENGTH):
+        logits, state = step(params, model.init_decode(1, slots), padded[:, :start], there)
+        np.testing.assert_allclose(logits[:, 6:], expected, rtol=1e-5, atol=1e-5)
+        after.append(step(params, state, padded[:, start:])[0])
+    singly = []
+    for column in range(start, 6 + LENGTH):
+        logits, state = step(params, state, padded[:, column : column + 1])
+        singly.append(logits)
+    for at_once in after:
+        np.testing.assert_allclose(at_once, np.concatenate(singly, axis=1), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", BY_LENGTH)
+def test_a_prompt_has_the_wavelengths_of_its_length_and_rows_keep_theirs_when_they_are_taken(make, random_batch, name):
+    model, params = make("transformer", **KEYS[name])
+    batch = random_batch(np.ones((2, LENGTH)))
+    full = model.logits(params, model.apply(params, batch))
+    state = model.take(model.expecting(model.init_decode(2, LENGTH), np.array([ORIGINAL, LENGTH])), np.array([1, 0]))
+    logits, state = model.decode_step(params, state, batch["tokens"][:, :6])
+    np.testing.assert_allclose(logits[0], full[0, :6], rtol=1e-5, atol=2e-5)
+    assert np.abs(np.asarray(logits[1] - full[1, :6])).max() > 1e-3
+    np.testing.assert_array_equal(state.expected, [LENGTH, ORIGINAL])
 
 
 def test_flops_count_the_keys_of_windows(make):

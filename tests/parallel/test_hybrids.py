@@ -15,7 +15,7 @@ VOCAB, ROWS, CONTEXT, SOURCE = 64, 8, 16, 8
 RNG = np.random.default_rng(0)
 BERT = {"positions": "learned", "norm": "layernorm", "norm_position": "post", "bias": True}
 SETTINGS = {
-    "encoder": BERT | {"next_sentence": True},
+    "encoder": BERT | {"next_sentence": True, "replaced_head": True},
     "electra": BERT | {"embedding_width": 8, "generator_share": 0.5},
     "encoder_decoder": {"positions": "relative", "kv_heads": 2, "scale_attention": False, "share_embeddings": True},
     "transformer": {},

@@ -86,14 +86,18 @@ def word_perplexity(subject: Subject, file: str) -> dict:
 
 
 def minimal_pairs(subject: Subject, file: str) -> dict:
-    """How often the good sentence of a pair is the more probable; a tie is not. `by_uid` has the accuracy of each UID in the file."""
+    """How often the good sentence of a pair is the more probable; a tie is not.
+
+    `by_uid` has the accuracy, its standard error and the number of items of each UID in the file.
+    """
     found = items.pairs(file, subject.limit)
     logprobs, counts = subject.sentences([sentence for good, bad, _ in found for sentence in (good, bad)])
     good, bad = logprobs.reshape(-1, 2).T
-    names = np.array([uid for _, _, uid in found])
-    groups = {"by_uid": {str(uid): float(np.mean((good > bad)[names == uid])) for uid in sorted({*names})}} if any(names) else {}
+    better, uids = good > bad, np.array([uid for _, _, uid in found])
+    groups = {str(uid): named(accuracy=mean(better[uids == uid])) | {"items": int(np.sum(uids == uid))} for uid in sorted({*uids})}
     score = "pseudo_log_likelihood" if subject.masked else "log_likelihood"
-    return named(accuracy=mean(good > bad)) | {"items": len(found), "ties": int(np.sum(good == bad)), "score": score, **groups} | counts
+    result = named(accuracy=mean(better)) | {"items": len(found), "ties": int(np.sum(good == bad)), "score": score}
+    return result | ({"by_uid": groups} if any(uids) else {}) | counts
 
 
 def choice(subject: Subject, file: str) -> dict:

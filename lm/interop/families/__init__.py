@@ -16,7 +16,7 @@ FAMILIES: dict[str, Family] = {
 def family_of(description: dict) -> Family:
     """The family of a config.json. ConfigError when there is none."""
     kind = description.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise ConfigError(f"config.json has model_type={kind!r}, but only {', '.join(sorted(FAMILIES))} can be read")
     return FAMILIES[kind]
 

@@ -53,8 +53,7 @@ class Heads(NamedTuple):
 def read(kind: Kind, description: dict, names: set[str]) -> Reading:
     """See `Family`."""
     entries = Entries(description)
-    longest, layers, tied = (entries.count("max_position_embeddings"), entries.count("num_hidden_layers"),
-                             entries.flag("tie_word_embeddings", False))
+    longest, layers, tied = _longest(kind, entries), entries.count("num_hidden_layers"), entries.flag("tie_word_embeddings", False)
     heads, ff_width = _heads(kind, entries), entries.count("intermediate_size")
     bias = kind.ff_bias and entries.flag("mlp_bias", False)
     attention_bias = kind.biases if kind.biases != "entry" else "all" if entries.flag("attention_bias", False) else "none"
@@ -74,6 +73,12 @@ def read(kind: Kind, description: dict, names: set[str]) -> Reading:
              *([] if tied else [row(OUTPUT, "unembedding/kernel")]))
     buffers = r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
     return Reading(keys, table, {OUTPUT: f"{prefix}embed_tokens.weight"} if tied else {}, (buffers,))
+
+
+def _longest(kind: Kind, entries: Entries) -> int:
+    """The longest row; the first copies of Llama had another name for it, or none, for the 2,048 tokens of all of them."""
+    older = entries.count("max_sequence_length", 2048) if kind.name == "llama" else None
+    return entries.count("max_position_embeddings", older)
 
 
 def _heads(kind: Kind, entries: Entries) -> Heads:

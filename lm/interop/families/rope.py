@@ -40,20 +40,20 @@ def read_rope(entries: Entries, longest: int, types: dict[str, str] = TYPES, bas
     rope = {name: value for name, value in rope.items() if value is not None}
     kind = rope.pop("type", "default")
     kind = rope.pop("rope_type", kind)
-    if kind not in types:
+    if not isinstance(kind, str) or kind not in types:
         raise unsupported(f"{where}.rope_type", kind, types)
     scaling = types[kind]
     keys = {"model.positions": "rope", "model.rope_scaling": scaling,
             "model.rope_base": _number(rope.pop("rope_theta", entries.number(base, 10000.0)), f"{where}.rope_theta")}
     keys |= _share(entries, rope, where, share)
-    context = _original(entries, rope, longest, scaling, original)
+    context, unstretched = _original(entries, rope, longest, scaling, original)
     if scaling in ("dynamic", *STRETCHED):
         keys["model.rope_original_context"] = context
     for name, (key, value) in ENTRIES[scaling].items():
         if name not in rope and value is None:
             raise ConfigError(f"config.json has no {where}.{name}, which rope_type={kind!r} needs")
         keys[f"model.{key}"] = _value(rope.pop(name, None), longest / context if value == RATIO else value, f"{where}.{name}")
-    if scaling == "dynamic":  # its wavelengths grow with rows that are longer than the config.json says
+    if unstretched and keys["model.rope_factor"] > 1:  # rows are longer than the config.json says
         keys["model.max_positions"] = int(longest * keys["model.rope_factor"])
     if rope:
         name, value = next(iter(rope.items()))
@@ -64,7 +64,7 @@ def read_rope(entries: Entries, longest: int, types: dict[str, str] = TYPES, bas
 
 def write_rope(model, longest: int, base: str = "rope_theta", share: str = "", top: bool = False) -> dict[str, object]:
     """The entries that `read_rope` reads back, in the form of transformers 4, which every reader takes; `top` puts the original context
-    beside rope_scaling, as Phi-3 has it."""
+    beside rope_scaling, as Phi-3 has it. The longest row is that after scaling, but with dynamic."""
     written: dict[str, object] = {base: model.rope_base, "rope_scaling": None}
     if share:
         written[share] = model.rope_share
@@ -74,7 +74,8 @@ def write_rope(model, longest: int, base: str = "rope_theta", share: str = "", t
     scaling: dict[str, object] = {"rope_type": model.rope_scaling}
     for name, (key, default) in ENTRIES[model.rope_scaling].items():
         value = model[key]
-        if value != (longest / context if default == RATIO else default):
+        needed = model.rope_scaling == "yarn" and name == "factor"  # transformers reads it unasked
+        if needed or value != (longest / context if default == RATIO else default):
             scaling[name] = list(value) if isinstance(value, tuple) else value
     if model.rope_scaling in STRETCHED:
         (written if top else scaling)[ORIGINAL] = context
@@ -91,13 +92,17 @@ def _share(entries: Entries, rope: dict, where: str, share: tuple[str, float] | 
     return {"model.rope_share": value}
 
 
-def _original(entries: Entries, rope: dict, longest: int, scaling: str, default: int | None) -> int:
-    """The context before scaling; an entry beside the table is the one that counts."""
+def _original(entries: Entries, rope: dict, longest: int, scaling: str, default: int | None) -> tuple[int, bool]:
+    """(the context before scaling, whether `longest` is that one and grows by the factor); an entry beside the table counts first.
+
+    With linear `longest` is after scaling unless such an entry says otherwise: both are in use, and no other entry tells.
+    """
     inside = rope.pop(ORIGINAL, None)
+    stated = entries.get(ORIGINAL, inside)
     if scaling not in STRETCHED:
-        entries.get(ORIGINAL)
-        return longest
-    return entries.count(ORIGINAL, default or inside or longest)
+        return longest, scaling == "dynamic" or (scaling == "linear" and stated == longest)
+    context = entries.count(ORIGINAL, default or inside or longest)
+    return context, scaling == "yarn" and context == longest
 
 
 def _value(value, default, name: str):

@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -45,10 +46,14 @@ def torch_and_transformers():
     return torch, transformers
 
 
-def compare(workdir, folder, length: int = LENGTH, rows: int = 2) -> float:
-    """The largest difference of outputs between a run and the folder that it came from, or went to, on random tokens."""
+def compare(workdir, folder, step: int | None = None, dtype: str = "float32", length: int = LENGTH, rows: int = 2) -> float:
+    """The largest difference of outputs between a run and the folder that it came from, or went to, on random tokens.
+
+    Both compute in float32, with weights that are rounded to `dtype`, as the folder's are.
+    """
     opened = run.open_run(workdir)
-    params, _ = opened.parameters()
+    params, _ = opened.parameters(step=step)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), params)
     length = min(length, opened.model.max_positions or length)
     tokens = np.random.default_rng(0).integers(0, opened.tokenizer.vocab_size, (rows, length))
     outputs = _COMPARED[opened.config.model.name]
@@ -90,9 +95,8 @@ def _encoder(model, params, tokens, folder):
     torch, _ = torch_and_transformers()
     batch, spec = batch_of(tokens), model.spec
     batch["types"] = jnp.zeros_like(batch["tokens"])
-    (architecture,) = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
     with torch.no_grad():
-        theirs = _opened(folder, architecture)(torch.tensor(tokens), output_hidden_states=True)
+        theirs = _opened(folder, _architecture(folder))(torch.tensor(tokens), output_hidden_states=True)
     encoded = model.encode(params, batch)
     yield np.asarray(encoded), theirs.hidden_states[-1].numpy()
     if spec.masked_head:
@@ -105,6 +109,15 @@ def _encoder(model, params, tokens, folder):
         yield np.asarray(model.discriminate(params, batch)), theirs.logits.numpy()
     elif spec.pooler:
         yield np.asarray(model.pool(params, encoded)), theirs.pooler_output.numpy()
+
+
+def _architecture(folder: pathlib.Path) -> str:
+    """The class whose outputs are compared: heads are those of this class. ConfigError where config.json names none or several."""
+    named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
+    if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
+        raise ConfigError(f"{folder / 'config.json'} has architectures={named!r}, but a comparison needs the one class that saved the "
+                          'weights: add it, as in ["BertForMaskedLM"]')
+    return named[0]
 
 
 def _encoder_decoder(model, params, tokens, folder):
