@@ -2,7 +2,8 @@
 
     python scripts/train.py --config=configs/lineage/ul2.py --workdir=runs/ul2
 
-Not measured yet.
+Expect: 5.644 nats per target of this objective on the validation split after 80 steps, in 3 minutes on 2 busy cores of an AMD EPYC (Zen
+4).
 """
 
 from lm.config import default

@@ -78,6 +78,17 @@ class Word2Vec(Objective):
         """Words of the rows before sub-sampling."""
         return jnp.sum(batch["words"])
 
+    def forward_flops(self, model) -> float:
+        """FLOPs of the scores that count, on average, for each word before sub-sampling; windows are as wide at the ends of texts."""
+        counts = self.tokenizer.counts * (np.arange(len(self._keep)) >= self.tokenizer.first_word)
+        kept = counts * self._keep
+        branches = float(np.abs(self._code.signs).sum(axis=1) @ kept / kept.sum()) if self._code else 0.0
+        return float(kept.sum() / counts.sum()) * 2.0 * model.spec.width * self.scores(self.options.window + 1.0, branches)
+
+    @abc.abstractmethod
+    def scores(self, pairs: float, branches: float) -> float:
+        """Scores of a centre with so many pairs, by paths of so many branches (0: by negative sampling)."""
+
     def loss(self, model, params, batch, *, z_loss: float = 0.0, chunk: int = 0, noise=None):
         """The sum of -log of the sigmoids in nats, twice; per pair of skip-gram and per centre of CBOW when divided."""
         inputs = model.read(params, "inputs", batch["tokens"])
@@ -107,6 +118,10 @@ class SkipGram(Word2Vec):
     def weigh(pairs):
         """Every pair counts."""
         return pairs
+
+    def scores(self, pairs, branches):
+        """Every pair has its own; the negatives are shared."""
+        return pairs * branches if branches else pairs + self.options.shared_negatives
 
     def negative(self, model, params, batch, inputs):
         """A negative that is the very word of a pair is skipped for it, as in word2vec.c."""
@@ -139,6 +154,10 @@ class Cbow(Word2Vec):
     def weigh(pairs):
         """A centre counts once, and only with a word around it."""
         return pairs > 0
+
+    def scores(self, pairs, branches):
+        """Those of the centre itself, and of the negatives."""
+        return branches or 1.0 + self.options.shared_negatives
 
     def negative(self, model, params, batch, inputs):
         """A negative that is the centre itself is skipped, as in word2vec.c."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lm.data.packing import read_rows
+from lm.data.store import TokenStore
 from lm.data.tokenizers import ByteTokenizer
 from lm.errors import ConfigError
 from lm.objectives import word2vec
@@ -259,6 +260,28 @@ def test_documents_do_not_meet():
     assert first_only
     for table in ("inputs", "outputs"):
         np.testing.assert_array_equal(*[g[table]["embedding"][np.array(first_only)] for g in grads])
+
+
+@pytest.mark.parametrize("hierarchical", [False, True])
+@pytest.mark.parametrize("name", KINDS)
+def test_flops_are_those_of_the_scores_that_count(name, hierarchical):
+    rng, length = np.random.default_rng(0), 4000
+    drawn = rng.choice(len(TOKENIZER.counts), length, p=TOKENIZER.counts / TOKENIZER.counts.sum())
+    text = " ".join(TOKENIZER.decode([i]).strip() for i in drawn)
+    store = TokenStore.from_documents([("0", text)], TOKENIZER)
+    options = options_of(name, window=WINDOW, subsample=1e-2, negatives=3, shared_negatives=8, hierarchical=hierarchical)
+    objective = KINDS[name](options, TOKENIZER, length, 5)
+    batch = objective.build(read_rows(store, np.zeros(1, np.int64), length), np.arange(1))
+    (model, _), lengths = model_of("word2vec"), np.abs(batch["signs"]).sum(axis=2)[0] if hierarchical else None
+    kept = int((batch["windows"] > 0).sum())
+    windows = batch["windows"][0]
+    reached = [j for i in range(kept) for j in range(max(0, i - windows[i]), min(kept, i + windows[i] + 1)) if i != j]
+    if name == "skipgram":
+        scores = sum(lengths[j] for j in reached) if hierarchical else len(reached) + 8 * kept
+    else:
+        scores = lengths[:kept].sum() if hierarchical else 9 * kept
+    expected = 2.0 * model.spec.width * scores / batch["words"].sum()
+    assert objective.forward_flops(model) == pytest.approx(expected, rel=0.05)
 
 
 def test_other_tokenizers_are_refused():
