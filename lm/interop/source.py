@@ -9,7 +9,8 @@ import numpy as np
 
 from lm.data.tokenizers import Tokenizer
 from lm.errors import ConfigError, DataError
-from lm.interop.checkpoint_files import open_tensors
+from lm.interop.checkpoint_files import PICKLED, open_tensors
+from lm.interop.tokenizers import read_tokenizer
 
 # Files beside the weights that an export gives back as they were.
 KEPT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -35,14 +36,12 @@ def open_source(path) -> Source:
 
         return open_gguf(path)
     if not path.is_dir():
-        pickled = path.is_file() and path.suffix in (".bin", ".pt", ".pth", ".ckpt")
+        pickled = path.is_file() and any(path.match(pattern) for pattern in PICKLED)
         raise ConfigError(f"{path} is " + (
             "a pickle, and loading one runs whatever program is in it: give a folder with safetensors" if pickled
             else "neither a folder nor a .gguf file: give what transformers or llama.cpp has saved"))
     description = _description(path / "config.json")
     tensors = open_tensors(path)
-    from lm.interop.tokenizers import read_tokenizer  # which is long
-
     return Source(description, tensors, read_tokenizer(path), [path / name for name in KEPT if (path / name).is_file()])
 
 

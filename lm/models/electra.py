@@ -61,10 +61,6 @@ class ElectraModel(Model):
         batch = super().example()
         return batch | {"types": batch["tokens"]} if self.spec.discriminator.types else batch
 
-    def apply_generator(self, params, batch: dict, noise: jax.Array | None = None) -> jax.Array:
-        """[B, T, E + 1] in the compute type: times `unembedding`, the logits of what was masked."""
-        return self.apply(params, batch, noise)
-
     def unembedding(self, params) -> jax.Array:
         """The generator's output matrix [E + 1, V] in float32, its bias in the last row."""
         return encoder.output_matrix(params["inputs"], params["masked"])

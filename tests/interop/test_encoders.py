@@ -11,12 +11,12 @@ from lm.data.tokenizers import ByteTokenizer
 from lm.errors import ConfigError, DataError
 from lm.interop import parity
 from lm.interop.convert import export_run, import_run
-from lm.interop.families import FAMILIES, family_of, written
+from lm.interop.families import FAMILIES, written
 from lm.interop.parity.encoders import CASES
 from lm.interop.parity.random_models import random_model
 from lm.interop.tables import parameters, tensors
 from lm.models import Sizes, logits_of
-from tests.interop.their_models import PARITY, build, fast, imported, own_run, padded, random_tree, settings
+from tests.interop.their_models import PARITY, build, fast, imported, own_run, padded, random_tree, read, same_trees, settings
 
 LENGTHS = (97, 60, 3)
 BERT = {"model_type": "bert", "architectures": ["BertForPreTraining"], "vocab_size": 41, "hidden_size": 24, "num_hidden_layers": 3,
@@ -30,10 +30,6 @@ GENERATOR = ELECTRA | {"architectures": ["ElectraForMaskedLM"]}
 DESCRIPTIONS = {"bert": BERT, "roberta": ROBERTA, "distilbert": DISTILBERT, "discriminator": ELECTRA, "generator": GENERATOR}
 
 
-def read(description, names=()):
-    return family_of(description).read(description, set(names))
-
-
 @pytest.mark.parametrize("scan_layers", [True, False])
 @pytest.mark.parametrize("kind", DESCRIPTIONS)
 def test_tensors_come_back_as_they_went(kind, scan_layers):
@@ -45,9 +41,7 @@ def test_tensors_come_back_as_they_went(kind, scan_layers):
     again = read({**DESCRIPTIONS[kind], "architectures": ["Other"]}, named)
     assert again.keys == reading.keys and again.table == reading.table
     back = parameters(again.table, named, jax.eval_shape(model.init, jax.random.key(0)))
-    assert jax.tree.structure(back) == jax.tree.structure(params)
-    for one, other in zip(jax.tree.leaves(back), jax.tree.leaves(params), strict=True):
-        np.testing.assert_array_equal(one, other)
+    same_trees(back, params)
 
 
 def test_names_may_come_without_that_of_the_model_and_norms_with_the_oldest_names():
@@ -258,7 +252,7 @@ def test_both_halves_of_our_electra_are_theirs(torch):
         batch, arguments, real = rows_of(theirs)
         found.append(run(torch, theirs, arguments).logits)
     close(fast(model.discriminate)(params, batch), found[0], real)
-    close(logits_of(fast(model.apply_generator)(params, batch), model.unembedding(params)), found[1], real)
+    close(logits_of(fast(model.apply)(params, batch), model.unembedding(params)), found[1], real)
 
 
 @pytest.mark.parametrize(("section", "kind"), [

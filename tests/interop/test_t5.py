@@ -12,12 +12,12 @@ from lm.errors import ConfigError, DataError
 from lm.generate.translate import Translator, search, source_batch
 from lm.interop import parity
 from lm.interop.convert import export_run
-from lm.interop.families import FAMILIES, family_of, written
+from lm.interop.families import FAMILIES, written
 from lm.interop.parity.encoder_decoders import CASES
 from lm.interop.tables import parameters, tensors
 from lm.models import Sizes
 from lm.run import open_run
-from tests.interop.their_models import PARITY, build, fast, imported, own_run, padded, random_tree, settings
+from tests.interop.their_models import PARITY, build, fast, imported, own_run, padded, random_tree, read, same_trees, settings
 
 # Longer than the farthest bucket of distances.
 SOURCES, TARGETS = (70, 23, 4), (61, 9, 33)
@@ -27,10 +27,6 @@ T5 = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "is_e
 VERSION_1_1 = T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 MT5 = VERSION_1_1 | {"model_type": "mt5", "architectures": ["MT5ForConditionalGeneration"]}
 DESCRIPTIONS = {"1.0": T5, "1.1": VERSION_1_1, "mt5": MT5, "tied without scale": VERSION_1_1 | {"scale_decoder_outputs": False}}
-
-
-def read(description, names=()):
-    return family_of(description).read(description, set(names))
 
 
 @pytest.mark.parametrize("scan_layers", [True, False])
@@ -43,9 +39,7 @@ def test_tensors_come_back_as_they_went(version, scan_layers):
     assert named["encoder.block.2.layer.0.SelfAttention.q.weight"].shape == (30, 24)
     assert ("lm_head.weight" in named) == (version != "1.0")
     back = parameters(reading.table, named, jax.eval_shape(model.init, jax.random.key(0)))
-    assert jax.tree.structure(back) == jax.tree.structure(params)
-    for one, other in zip(jax.tree.leaves(back), jax.tree.leaves(params), strict=True):
-        np.testing.assert_array_equal(one, other)
+    same_trees(back, params)
 
 
 @pytest.mark.parametrize(("description", "output", "expected"), [

@@ -48,6 +48,18 @@ def imported(theirs, **others):
     return Imported(reading, named, model, parameters(reading.table, named, jax.eval_shape(model.init, jax.random.key(0))))
 
 
+def read(description, names=()):
+    """The reading of a config.json, with the names of its tensors where they are known."""
+    return family_of(description).read(description, set(names))
+
+
+def same_trees(one, other):
+    """Asserts that two trees of parameters are one, bit for bit."""
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for mine, yours in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(mine, yours)
+
+
 def build(reading, **others):
     """Our model of a reading."""
     section = settings(reading, **others).model

@@ -29,7 +29,7 @@ def test_the_generator_has_a_share_of_heads_and_widths(make, share, sizes):
 
 def test_embeddings_are_shared_and_nothing_else_is(make, batch):
     model, params = make("electra", **SETTINGS)
-    generate = jax.grad(lambda params: jnp.sum(logits_of(model.apply_generator(params, batch), model.unembedding(params)) ** 2))
+    generate = jax.grad(lambda params: jnp.sum(logits_of(model.apply(params, batch), model.unembedding(params)) ** 2))
     discriminate = jax.grad(lambda params: jnp.sum(model.discriminate(params, batch) ** 2))
     touched = [{name for name, tree in jax.jit(f)(params).items() if any(np.any(leaf) for leaf in jax.tree.leaves(tree))}
                for f in (generate, discriminate)]

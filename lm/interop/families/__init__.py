@@ -1,16 +1,13 @@
 """Families of models that other libraries store, by the model_type of their config.json."""
 
-import importlib
-
 from lm.errors import ConfigError
+from lm.interop.families import bert, gpt2, llama, neox, t5
 from lm.interop.families.base import Family, NoCounterpartError, Reading
 
 __all__ = ["FAMILIES", "Family", "Reading", "family_of", "written"]
 
-_FILES = ("gpt2", "neox", "llama", "bert", "t5")
 FAMILIES: dict[str, Family] = {
-    model_type: family for name in _FILES for family in importlib.import_module(f"lm.interop.families.{name}").FAMILIES
-    for model_type in family.model_types}
+    model_type: family for module in (gpt2, neox, llama, bert, t5) for family in module.FAMILIES for model_type in family.model_types}
 
 
 def family_of(description: dict) -> Family:

@@ -34,14 +34,6 @@ class Family(NamedTuple):
     write: Callable[[object, object], dict] | None = None
 
 
-def only(description: dict, allowed: dict[str, tuple]):
-    """ConfigError where config.json has an entry with a value that is not among those that are allowed for it."""
-    for key, values in allowed.items():
-        if key in description and description[key] not in values:
-            words = " or ".join(repr(value) for value in values)
-            raise ConfigError(f"config.json has {key}={description[key]!r}, but only {words} can be read")
-
-
 class NoCounterpartError(ConfigError):
     """A model of ours has `keys`, {name: value}, that a family of theirs cannot say."""
 

@@ -28,7 +28,6 @@ UNREAD = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "qa_
           "output_past", "directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
           "pooler_size_per_head", "pooler_type")
 LAYER = "body/stack/{layer}"
-HEAD = {"dense": "masked/transform", "norm": "masked/norm", "bias": "masked/bias"}
 
 
 class Style(NamedTuple):
@@ -110,6 +109,11 @@ def _if(there: bool, rows) -> tuple[Row, ...]:
     return tuple(rows) if there else ()
 
 
+def _masked(style: Style, transform: str, norm: str, bias: str) -> tuple[Row, ...]:
+    """The rows of the head that predicts hidden tokens."""
+    return (*dense(transform, "masked/transform"), *style.norm(norm, "masked/norm"), row(bias, "masked/bias"))
+
+
 def _read_bert(description: dict, names: set[str]) -> Reading:
     entries, heads, style = Entries(description), _heads("bert", description, names), _style("bert", description, names)
     keys = _keys(entries, heads, **_sizes(entries))
@@ -117,8 +121,7 @@ def _read_bert(description: dict, names: set[str]) -> Reading:
     table = (
         *_body(style),
         *_if(POOLER in heads, dense(f"{style.prefix}pooler.dense", "pooler")),
-        *_if(MASKED in heads, (*dense(f"{head}.transform.dense", HEAD["dense"]), *style.norm(f"{head}.transform.LayerNorm", HEAD["norm"]),
-                               row(f"{head}.bias", HEAD["bias"]))),
+        *_if(MASKED in heads, _masked(style, f"{head}.transform.dense", f"{head}.transform.LayerNorm", f"{head}.bias")),
         *_if(NEXT in heads, dense("cls.seq_relationship", "next_sentence")),
     )
     tied = {f"{head}.decoder.weight": f"{style.prefix}embeddings.word_embeddings.weight", f"{head}.decoder.bias": f"{head}.bias"}
@@ -136,8 +139,7 @@ def _read_roberta(description: dict, names: set[str]) -> Reading:
     table = (
         *_body(style),
         *_if(POOLER in heads, dense(f"{style.prefix}pooler.dense", "pooler")),
-        *_if(MASKED in heads, (*dense(f"{head}.dense", HEAD["dense"]), *style.norm(f"{head}.layer_norm", HEAD["norm"]),
-                               row(f"{head}.bias", HEAD["bias"]))),
+        *_if(MASKED in heads, _masked(style, f"{head}.dense", f"{head}.layer_norm", f"{head}.bias")),
     )
     tied = {f"{head}.decoder.weight": f"{style.prefix}embeddings.word_embeddings.weight", f"{head}.decoder.bias": f"{head}.bias"}
     return Reading(keys, table, tied if MASKED in heads else {}, BUFFERS)
@@ -153,8 +155,7 @@ def _read_electra(description: dict, names: set[str]) -> Reading:
         *_body(style),
         *_if(width != sizes["width"], dense(f"{style.prefix}embeddings_project", "body/projection")),
         *_if(REPLACED in heads, (*dense(f"{found}.dense", "replaced/transform"), *dense(f"{found}.dense_prediction", "replaced/output"))),
-        *_if(MASKED in heads, (*dense(f"{head}.dense", HEAD["dense"]), *style.norm(f"{head}.LayerNorm", HEAD["norm"]),
-                               row("generator_lm_head.bias", HEAD["bias"]))),
+        *_if(MASKED in heads, _masked(style, f"{head}.dense", f"{head}.LayerNorm", "generator_lm_head.bias")),
     )
     tied = {"generator_lm_head.weight": f"{style.prefix}embeddings.word_embeddings.weight"}
     return Reading(keys, table, tied if MASKED in heads else {}, BUFFERS)
@@ -176,8 +177,7 @@ def _read_distilbert(description: dict, names: set[str]) -> Reading:
         *(entry for their, our in matrices.items() for entry in dense(f"{layer}.{their}", f"{LAYER}/{our}")),
         *style.norm(f"{layer}.sa_layer_norm", f"{LAYER}/attention_norm"),
         *style.norm(f"{layer}.output_layer_norm", f"{LAYER}/feed_forward_norm"),
-        *_if(MASKED in heads, (*dense("vocab_transform", HEAD["dense"]), *style.norm("vocab_layer_norm", HEAD["norm"]),
-                               row("vocab_projector.bias", HEAD["bias"]))),
+        *_if(MASKED in heads, _masked(style, "vocab_transform", "vocab_layer_norm", "vocab_projector.bias")),
     )
     tied = {"vocab_projector.weight": f"{style.prefix}embeddings.word_embeddings.weight"}
     return Reading(keys, table, tied if MASKED in heads else {}, BUFFERS)
