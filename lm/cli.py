@@ -14,6 +14,7 @@ import stat
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 
 from lm.errors import ConfigError, LmError
 
@@ -80,6 +81,23 @@ def print_result(result: dict):
     """One JSON object on the last line of standard output."""
     sys.stdout.flush()
     print(json.dumps(result), flush=True)
+
+
+def table(rows: Sequence[dict]) -> str:
+    """Rows as aligned columns; a column is every key that a row has, and stands left where all it has is text."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    texts = {column for column in columns if all(isinstance(row.get(column, ""), str) for row in rows)}
+    cells = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    sides = [str.ljust if column in texts else str.rjust for column in columns]
+    return "\n".join("  ".join(side(cell, width) for side, cell, width in zip(sides, line, widths, strict=True)).rstrip() for line in cells)
+
+
+def _cell(value) -> str:
+    """Numbers to four digits, large ones with commas."""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return "" if value is None else f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def run(main):

@@ -32,6 +32,10 @@ class BenchError(LmError):
     """A benchmark, or the program that it compares with, did not run (exit code 1)."""
 
 
+class PlanError(LmError):
+    """A plan that cannot be made, read or launched here (exit code 1)."""
+
+
 class DiskError(LmError):
     """A work directory that cannot be written, because the disk is full or read-only (exit code 1)."""
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 
+from lm.config import planned
 from lm.errors import ConfigError
 
 POLL = 0.05
@@ -45,6 +46,19 @@ def run(command: list[str], processes: int, devices: int, port: int = 0, grace: 
     for thread in threads:
         thread.join(timeout=5)
     return code
+
+
+def devices_of_plan(folder: str, processes: int, asked: int | None = None) -> int:
+    """How many devices each of `processes` gets of those that the plan in a folder is for; ConfigError where that is not what is asked."""
+    plan = planned.read(folder)
+    topology, chips = str(plan.topology), plan.values.get("chips")
+    if not topology.startswith("cpu:") or not chips or processes < 1 or chips % processes:
+        raise ConfigError(f"the plan {folder} is for {topology}, and asked for are {processes} processes of CPU devices of this machine: "
+                          "plan for cpu:N, of which each process gets as many")
+    if asked not in (None, chips // processes):
+        raise ConfigError(f"the plan {folder} is for {topology}: --devices={chips // processes} for each of {processes} processes, not "
+                          f"{asked}; leave it out")
+    return chips // processes
 
 
 def _die_with_parent():

@@ -3,7 +3,8 @@
 #   scripts/test.sh                            everything but the slow tests, on all cores
 #   scripts/test.sh tests/test_run.py -k name  some tests, on one: few end before a second process has imported everything
 #   scripts/test.sh -m slow                    the slow ones
-#   scripts/test.sh --parity                   installs what we compare with (PyTorch, transformers, KenLM, ...) and runs those tests
+#   scripts/test.sh --parity                   installs what we compare with (PyTorch, transformers, KenLM, ...) and the TPU compiler, and
+#                                              runs those tests
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 .venv/bin/ruff check .
@@ -15,7 +16,7 @@ cores="$(nproc)"
 workers=(--numprocesses="$((cores < 4 ? cores : 4))" --dist=worksteal)
 if [ "${1:-}" = --parity ]; then
     shift
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[parity]'
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[parity,plan]'
     # Of g2p-en the weights alone are read; what it would bring along downloads data when it is imported.
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps g2p-en==2.1.0
     mapfile -t comparing < <(grep --recursive --files-with-matches importorskip --include='test_*.py' tests)

@@ -134,3 +134,10 @@ def test_overrides_in_both_forms_with_any_value():
 def test_the_result_is_one_json_line(capsys):
     cli.print_result({"step": 1, "loss": None})
     assert capsys.readouterr().out == '{"step": 1, "loss": null}\n'
+
+
+def test_a_table_is_aligned_and_has_every_column_of_any_row():
+    rows = [{"side": "ours", "speed": 12345.678, "share": 0.123456}, {"side": "b", "count": 1234567, "ok": True, "share": None}]
+    assert cli.table(rows) == ("side   speed   share      count    ok\n"
+                                   "ours  12,346  0.1235\n"
+                                   "b                     1,234,567  True")

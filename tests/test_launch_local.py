@@ -1,5 +1,6 @@
 """Several processes on one machine, with programs that need no JAX: output, exit codes, signals, and an end for all."""
 
+import json
 import pathlib
 import signal
 import subprocess
@@ -7,6 +8,9 @@ import sys
 import time
 
 import pytest
+
+from lm import launch_local
+from lm.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -60,3 +64,29 @@ def test_a_wrong_number_is_an_error(tmp_path):
     job = start(tmp_path, "", "--processes=0")
     _, err = job.communicate(timeout=30)
     assert job.returncode == 2 and "--processes=0" in err
+
+
+def test_a_plan_says_how_many_devices_and_reaches_the_program(tmp_path):
+    (tmp_path / "plan.json").write_text('{"topology": "cpu:6", "chips": 6, "launch": {}, "fits": true}')
+    program = "print(os.environ['JAX_NUM_CPU_DEVICES'], *sys.argv[1:])\n"
+    out, _ = start(tmp_path, program, f"--plan={tmp_path}").communicate(timeout=30)
+    assert out == f"3 --word=x --plan={tmp_path}\n"
+    for word, expected in (("--devices=2", "--devices=3 for each of 2 processes, not 2"), ("--processes=4", "asked for are 4 processes")):
+        job = start(tmp_path, program, f"--plan={tmp_path}", word)
+        out, err = job.communicate(timeout=30)
+        assert (job.returncode, out) == (2, "") and err.startswith("error: ") and expected in err
+
+
+def test_devices_are_those_of_the_plan(tmp_path):
+    values = {"launch": {}, "topology": "cpu:8", "chips": 8, "fits": True}
+    for content, words in ((7, "is not the folder of a plan"), ([], "is not the folder of a plan"),
+                           (values | {"fits": False}, "does not fit"),
+                           (values | {"topology": "v5e:2x4"}, "is for v5e:2x4"), ({"topology": "cpu:8", "chips": 8}, "does not say")):
+        (tmp_path / "plan.json").write_text(json.dumps(content))
+        with pytest.raises(ConfigError, match=words):
+            launch_local.devices_of_plan(tmp_path, 2)
+    (tmp_path / "plan.json").write_text(json.dumps(values))
+    assert launch_local.devices_of_plan(tmp_path, 2) == launch_local.devices_of_plan(tmp_path, 2, 4) == 4
+    for processes, asked in ((3, None), (2, 3), (0, None)):
+        with pytest.raises(ConfigError, match="is for cpu:8"):
+            launch_local.devices_of_plan(tmp_path, processes, asked)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 from lm.bench.shapes import SHAPES, Shape, shape_of
 from lm.bench.worker import Side
+from lm.cli import table
 from lm.errors import BenchError, ConfigError, writing
 
 # Benchmarks in the order in which all of them run, and whom each can be held against.
@@ -104,18 +105,3 @@ def run_all(names: Sequence[str], options: Options, file: str | None = None):
     if file:
         with writing(file):
             pathlib.Path(file).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-
-
-def table(rows: Sequence[dict]) -> str:
-    """Rows as aligned columns; a column is every key that a row has."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells)
-
-
-def _cell(value) -> str:
-    """Numbers to four digits, large ones with commas."""
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return "" if value is None else f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

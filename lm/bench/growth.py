@@ -6,11 +6,12 @@ import math
 import sys
 from collections.abc import Sequence
 
-from lm.bench.command import Options, table
+from lm.bench.command import Options
 from lm.bench.rounds import at_once, flat, interleave, spread, turn_of
 from lm.bench.shapes import Shape
 from lm.bench.train import OURS
 from lm.bench.worker import Side
+from lm.cli import table
 
 DOUBLINGS = 4
 TURN_SHARE = 0.1  # of the seconds that a turn is asked to take: there are many of them

@@ -12,10 +12,10 @@ import pathlib
 import platform
 import sys
 
-from lm.bench.command import table
 from lm.bench.rounds import at_once
 from lm.bench.shapes import Shape, shape_of
 from lm.bench.worker import Side
+from lm.cli import table
 from lm.errors import BenchError, writing
 
 RECORD = pathlib.Path(__file__).with_suffix(".json")

@@ -1,18 +1,15 @@
 """What XLA says of our compiled programs: work, memory and instructions, which nothing else on the machine disturbs."""
 
 import collections
-import re
 
 import jax
 
-from lm import models
+from lm import hlo, models
 from lm.bench.ours import Training
 from lm.bench.shapes import Shape, config_of
 from lm.generate import Generator, Sampling
 
 PROMPT, NEW = 128, 128  # tokens of the decoding program
-_TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_OPCODE = re.compile(r" ([a-z][a-z0-9-]*)\(")
 
 
 class Step(Training):
@@ -47,15 +44,15 @@ def costs(compiled) -> dict[str, int]:
 
     XLA counts the body of a loop once, so that FLOPs fall where a loop takes the place of what was unrolled: read them with the turns.
     """
-    work, memory, hlo = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
+    work, memory, module = compiled.cost_analysis(), compiled.memory_analysis(), hlo.parse(compiled.as_text())
     found = {name: round(work.get(name, 0)) for name in ("flops", "transcendentals", "bytes accessed")}  # XLA leaves zeros out
     found |= {f"{name} bytes": getattr(memory, f"{name}_size_in_bytes") for name in ("argument", "output", "alias", "temp")}
-    found |= {"peak bytes": memory.peak_memory_in_bytes, "turns of loops": sum(map(int, _TURNS.findall(hlo)))}
-    kinds = instructions(hlo)
+    turns = sum(hlo.trips(module, loop) or 0 for loop in module.instructions() if loop.opcode == "while")
+    found |= {"peak bytes": memory.peak_memory_in_bytes, "turns of loops": turns}
+    kinds = opcodes(module)
     return found | {"instructions": sum(kinds.values())} | kinds
 
 
-def instructions(hlo: str) -> dict[str, int]:
-    """{opcode: how many}, by name, in all computations of a program's text; the body of a loop counts once."""
-    after = (line.partition(" = ")[2] for line in hlo.splitlines())
-    return dict(sorted(collections.Counter(found[1] for text in after if (found := _OPCODE.search(text))).items()))
+def opcodes(module: hlo.Module) -> dict[str, int]:
+    """{opcode: how many}, by name, in all computations of a program; the body of a loop counts once."""
+    return dict(sorted(collections.Counter(instruction.opcode for instruction in module.instructions()).items()))

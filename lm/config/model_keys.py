@@ -100,6 +100,9 @@ MODEL = {
                                                "part adds to the sum (output, OLMo 2).", choices=("pre", "post", "output")),
     "model.norm_eps": _transformer(1e-6, "Added to the variance in the layers' norms.", above=0.0),
     "model.scale_attention": _transformer(True, "Divide the logits of attention by the root of the head width; T5 does not."),
+    "model.attention_kernel": free("auto", "What computes causal attention wherever there is no cache (training and evaluation): XLA, "
+                                           "JAX's splash kernel for TPUs, or (auto) splash wherever it can run.",
+                                   choices=("auto", "xla", "splash"), families=TRANSFORMERS),
     "model.scan_layers": _transformer(True, "Compile one layer and scan over the stack, instead of L copies."),
     "model.remat_save": _transformer((), "With remat=names: tensors of a layer to keep on the device.", kind="strings", resume="free"),
     "model.remat_offload": _transformer((), "With remat=names: tensors of a layer to keep in the memory of the host.", kind="strings",

@@ -50,6 +50,8 @@ REST = {
     "mesh.replica": free(-1, "Devices over which the batch is split and parameters are copied; -1 (of one axis) is all that are left."),
     "mesh.stage": free(1, "Pipeline stages, over which the layers are split."),
     "mesh.fsdp": free(1, "Devices over which the batch, the parameters and the optimizer's state are split (see layout.zero)."),
+    "mesh.fsdp_outer": free(1, "A second axis like mesh.fsdp, for a torus (16 x 16 chips: 16 each): gradients are scattered along one, "
+                               "then the other."),
     "mesh.expert": free(1, "Devices over which experts are split, and the batch."),
     "mesh.context": free(1, "Devices over which every row is split in time."),
     "mesh.tensor": free(1, "Devices over which heads, feed-forward units, cells and the vocabulary are split."),

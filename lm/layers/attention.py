@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.errors import ConfigError
-from lm.layers import ring
+from lm.layers import ring, splash
 from lm.layers.dense import Kernel, project
 from lm.layers.norms import EPSILON, Norm
 from lm.layers.positions import rotate
@@ -143,6 +143,19 @@ def _attend_pieces(q_BTHDh, k_BSKDh, v_BSKDh, segments_BS, start: int, window):
     return jnp.concatenate([y, _attend_block(q_BTHDh[:, whole:], k_BSKDh, v_BSKDh, segments_BS, start + whole, window)], axis=1)
 
 
+def kernel_for(asked: str, masked: bool = False, window=None) -> str:
+    """Which kernel, "xla" or "splash", runs what model.attention_kernel asks for; ConfigError where it cannot.
+
+    "auto" is splash where it can run: on TPUs, for causal attention in whole rows. `masked` is attention with a mask of its own.
+    """
+    if asked == "xla":
+        return asked
+    obstacle = splash.obstacle(masked, window)
+    if obstacle and asked == "splash":
+        raise ConfigError(f"model.attention_kernel=splash {obstacle}")
+    return "xla" if obstacle else "splash"
+
+
 def sharded_attend(q_BTHDh, k_BTKDh, v_BTKDh, segments_BT, context: str, window=None):
     """`causal_attend` on any mesh; `context` (ring or all_gather) is how devices with stretches of a row meet.
 
@@ -212,6 +225,7 @@ class Attention(nn.Module):
     see what `place` says; neither segments nor mask are used. `scaled` False does not divide logits by the root of Dh (T5).
     `bias` is that of the inputs (query, key, value), and of the output unless `output_bias` says otherwise. `qk_norm` is over each head,
     or over all heads' units together with `qk_norm_over` all. `window`, a number or an array [], cuts what a query sees of its past.
+    `kernel` is model.attention_kernel; with a cache it is not read.
     """
 
     heads: int
@@ -225,6 +239,7 @@ class Attention(nn.Module):
     output_bias: bool | None = None
     qk_norm_over: str = "head"
     norm_eps: float = EPSILON
+    kernel: str = "xla"
 
     @nn.compact
     def __call__(self, x, segments, angles, mask: Mask | None = None, cache: Cache | None = None, place: Place | None = None,
@@ -237,13 +252,9 @@ class Attention(nn.Module):
             cache = Cache(write(cache.keys, k, place.slot), write(cache.values, v, place.slot))
             slots = place.slot[..., None] + jnp.arange(length)
             y = attend_heads_first(q, *cache, windowed(place.visible, slots, window), place.bias)
-        elif self.is_initializing():  # a stand-in of two tokens, which no mesh cuts
-            y = causal_attend(q, k, v, segments) if mask is None else attend(q, k, v, *mask)
-        elif mask is None:
-            y = sharded_attend(q, k, v, segments, self.context, window)
+            y = y.reshape(batch, length, self.heads * self.head_width)
         else:
-            y = masked_attend(q, k, v, mask._replace(visible=windowed(mask.visible, jnp.arange(length), window)))
-        y = checkpoint_name(y.reshape(batch, length, self.heads * self.head_width), "attention")
+            y = self._attend(q, k, v, segments, mask, window)
         bias = self.bias if self.output_bias is None else self.output_bias
         output = Kernel(width, ("heads", "width"), scale=self.output_scale, bias=bias, name="output")(y.shape[-1], x.dtype)
         (y,) = project(y, [output], "batch", "time", "act_heads")
@@ -261,6 +272,19 @@ class Attention(nn.Module):
         if self.qk_norm:
             q, k = self._normalised(q, "query_norm"), self._normalised(k, "key_norm")
         return q if self.scaled else unscaled(q), k, v
+
+    def _attend(self, q, k, v, segments, mask, window):
+        """[B, T, H Dh] among the tokens of a row."""
+        batch, length, *_ = q.shape
+        if self.is_initializing():  # a stand-in of two tokens, which no mesh cuts
+            y = causal_attend(q, k, v, segments) if mask is None else attend(q, k, v, *mask)
+        elif kernel_for(self.kernel, mask is not None, window) == "splash":  # names what its backward pass needs by itself
+            return splash.attend(q, k, v, segments, window).reshape(batch, length, -1)
+        elif mask is None:
+            y = sharded_attend(q, k, v, segments, self.context, window)
+        else:
+            y = masked_attend(q, k, v, mask._replace(visible=windowed(mask.visible, jnp.arange(length), window)))
+        return checkpoint_name(y.reshape(batch, length, -1), "attention")
 
     def _normalised(self, x, name: str):
         """x [B, T, heads, Dh] by RMSNorm."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from lm.parallel import constrain, extent, gathered, gathers
+from lm.parallel import constrain, extent, gathered, gathers, platform
 from lm.parallel.sharding import RULES, dividing, partition_spec
 
 
@@ -52,13 +52,14 @@ def project(x, matrices: list[Matrix], *x_axes: str) -> list[jax.Array]:
     """[x @ kernel + bias for each]; x [B, T, N] lies along the logical axes `x_axes` while it is multiplied.
 
     On one device it is one product: one pass over x, and large enough to fill the machine. Under tensor parallelism they are
-    apart: joining columns that are cut over devices would move them.
+    apart: joining columns that are cut over devices would move them. On TPUs, which one matrix fills, a product also hides the gathering
+    of the next matrix, and joining would copy all.
     """
 
     def products(x, kernels):
         x = constrain(x, *x_axes)
         kernels = [gathered(kernel, *matrix.axes) for kernel, matrix in zip(kernels, matrices, strict=True)]
-        if len(kernels) == 1 or extent("heads", "ff") > 1:
+        if len(kernels) == 1 or extent("heads", "ff") > 1 or platform() == "tpu":
             return [matmul(x, kernel) for kernel in kernels]
         stops = [sum(kernel.shape[1] for kernel in kernels[: i + 1]) for i in range(len(kernels) - 1)]
         return jnp.split(matmul(x, jnp.concatenate(kernels, axis=1)), stops, axis=-1)
@@ -106,7 +107,8 @@ def sharded_lookup(table, indices, axes: tuple[str, str], time: str):
 
     def local(table, indices):
         table = jax.lax.pcast(table, spread, to="varying")
-        table = jax.lax.all_gather(table, width, axis=1, tiled=True) if width else table
+        for axis in reversed(width):  # one by one, as their gradients are scattered (see `gathered`)
+            table = jax.lax.all_gather(table, axis, axis=1, tiled=True)
         if not own:
             return jnp.take(table, indices, axis=0)
         indices = indices - jax.lax.axis_index(own) * table.shape[0]

@@ -20,6 +20,7 @@ KNOWN_PEAKS = {
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,  # one of the two devices of a chip
     "H200": 989e12,
     "H100": 989e12,
     "A100": 312e12,

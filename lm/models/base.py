@@ -51,11 +51,15 @@ class Model(abc.ABC):
         return self.module.apply({"params": params}, batch, noise)
 
     @abc.abstractmethod
-    def forward_flops(self, context: int, causal: bool = True) -> float:
-        """FLOPs per token of a forward pass over rows of `context` tokens: matrix products only, two per multiply-add.
+    def flops_by_component(self, context: int, causal: bool = True) -> dict[str, float]:
+        """FLOPs per token of a forward pass over rows of `context` tokens, by component: matrix products only, two per multiply-add.
 
         Attention counts the keys that a query sees (half of them on average); `causal=False` counts all keys of a row.
         """
+
+    def forward_flops(self, context: int, causal: bool = True) -> float:
+        """FLOPs per token of a forward pass: the sum of `flops_by_component`."""
+        return sum(self.flops_by_component(context, causal).values())
 
 
 class LanguageModel(Model):
@@ -130,9 +134,14 @@ class CountedModel(ProbabilityModel):
     def fit(self, stores: list, seen: list | None = None) -> dict:
         """Tables from the tokens of token stores; of each store those alone where its array `seen` [tokens] is True."""
 
-    def forward_flops(self, context: int, causal: bool = True) -> float:
+    def flops_by_component(self, context: int, causal: bool = True) -> dict[str, float]:
         """None: it multiplies no matrices."""
-        return 0.0
+        return {}
+
+
+def on_side(name: str, flops: dict[str, float], times: float = 1.0) -> dict[str, float]:
+    """FLOPs by component of one of a model's two sides (`encoder`, `generator`, ...), so many times over."""
+    return {f"{name}: {component}": times * value for component, value in flops.items()}
 
 
 def logits_of(hidden: jax.Array, unembedding: jax.Array) -> jax.Array:

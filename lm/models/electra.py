@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 
 from lm.models import encoder, transformer
-from lm.models.base import Model, Sizes
+from lm.models.base import Model, Sizes, on_side
 from lm.parallel import Layout
 
 
@@ -73,15 +73,15 @@ class ElectraModel(Model):
         """[B, T] in float32: the logit that a token was replaced."""
         return self.module.apply({"params": params}, batch, noise, method="discriminate")
 
-    def forward_flops(self, context: int, causal: bool = True) -> float:
+    def flops_by_component(self, context: int, causal: bool = True) -> dict[str, float]:
         """FLOPs per token of both forward passes, with the generator's logits of every token; all keys of a row count."""
         generator, discriminator = self.spec.generator, self.spec.discriminator
-        width = discriminator.block.width
-        both = encoder.body_flops(generator, context) + encoder.body_flops(discriminator, context)
-        return both + encoder.head_flops(generator) + 2 * width * (width + 1)
+        bodies = on_side("generator", encoder.body_flops(generator, context)) | \
+            on_side("discriminator", encoder.body_flops(discriminator, context))
+        return bodies | self.prediction_flops() | encoder.replaced_flops(discriminator)
 
-    def prediction_flops(self) -> float:
-        """The part of `forward_flops` in which the generator predicts a token."""
+    def prediction_flops(self) -> dict[str, float]:
+        """The part of `flops_by_component` in which the generator predicts a token."""
         return encoder.head_flops(self.spec.generator)
 
 

@@ -254,26 +254,32 @@ class EncoderModel(Model):
         """[E + 1, V] in float32."""
         return output_matrix(params["inputs"], params["masked"])
 
-    def forward_flops(self, context: int, causal: bool = True) -> float:
+    def flops_by_component(self, context: int, causal: bool = True) -> dict[str, float]:
         """FLOPs per token of a forward pass with the logits of every token; all keys of a row count, whatever `causal` says."""
-        width = self.spec.block.width
-        told = 2 * width * (width + 1) if self.spec.replaced_head else 0
-        return body_flops(self.spec, context) + self.prediction_flops() + told
+        told = replaced_flops(self.spec) if self.spec.replaced_head else {}
+        return body_flops(self.spec, context) | self.prediction_flops() | told
 
-    def prediction_flops(self) -> float:
-        """The part of `forward_flops` that predicts a token."""
-        return head_flops(self.spec) if self.spec.masked_head else 0.0
+    def prediction_flops(self) -> dict[str, float]:
+        """The part of `flops_by_component` that predicts a token."""
+        return head_flops(self.spec) if self.spec.masked_head else {}
 
 
-def body_flops(spec: Spec, context: int) -> float:
-    """FLOPs per token of a body."""
+def body_flops(spec: Spec, context: int) -> dict[str, float]:
+    """FLOPs per token of a body; see `lm.models.base.Model.flops_by_component`."""
     width, embedding = spec.block.width, spec.embedding_width
-    return spec.block.layers * transformer.layer_flops(spec.block, context) + (2 * embedding * width if embedding != width else 0)
+    projection = {"embedding projection": 2 * embedding * width} if embedding != width else {}
+    return projection | transformer.stack_flops(spec.block, spec.block.layers * context)
 
 
-def head_flops(spec: Spec) -> float:
+def head_flops(spec: Spec) -> dict[str, float]:
     """FLOPs per token of predicting masked tokens."""
-    return 2 * spec.block.width * spec.embedding_width + 2 * (spec.embedding_width + 1) * spec.block.vocab_size
+    return {"prediction head": 2 * spec.block.width * spec.embedding_width,
+            "output matrix": 2 * (spec.embedding_width + 1) * spec.block.vocab_size}
+
+
+def replaced_flops(spec: Spec) -> dict[str, float]:
+    """FLOPs per token of telling replaced tokens."""
+    return {"replaced head": 2 * spec.block.width * (spec.block.width + 1)}
 
 
 def spec_of(model, sizes: Sizes, layout: Layout) -> Spec:

@@ -15,7 +15,7 @@ from lm.layers.attention import Cache, Place, segment_mask
 from lm.layers.cross_attention import WEIGHTS, CrossAttention, Source
 from lm.layers.dense import Unembedding, dropout
 from lm.models import transformer
-from lm.models.base import Sizes
+from lm.models.base import Sizes, on_side
 from lm.models.encoder import Stack, relative_bias
 from lm.models.encoder_decoder_base import EncoderDecoder
 from lm.models.transformer import Block, Inputs
@@ -162,19 +162,20 @@ class EncoderDecoderModel(EncoderDecoder):
             layers[f"layer_{s.layers - 1}"]["cross_attention"]["weights"]
         return weights * (batch["segments"] > 0)[..., None]
 
-    def forward_flops(self, context: int, causal: bool = True) -> float:
+    def flops_by_component(self, context: int, causal: bool = True) -> dict[str, float]:
         """FLOPs per target token of a forward pass, with a source as long as the target."""
-        return self.pair_flops(context, context, causal) / context
+        return self.pair_flops(context, context, causal)
 
-    def pair_flops(self, source: float, target: float, causal: bool = True) -> float:
-        """FLOPs of a forward pass over a pair of rows of these lengths."""
+    def pair_flops(self, source: float, target: float, causal: bool = True) -> dict[str, float]:
+        """FLOPs per target token of a forward pass over pairs of rows of these lengths; see `Model.flops_by_component`."""
         s, encoder = self.spec.decoder, self.spec.encoder
-        encoding = encoder.layers * transformer.layer_flops(encoder, source)
-        decoding = s.layers * transformer.layer_flops(s, (target + 1) / 2 if causal else target) + 2 * s.width * s.vocab_size
+        read = source / target  # source tokens of a target token
         # Across: queries, outputs and the sums over the source once a target; keys and values once a source token.
-        by_target = s.layers * 4 * (s.width + source) * s.heads * s.head_width
-        by_source = s.layers * 4 * s.width * s.kv_heads * s.head_width
-        return source * (encoding + by_source) + target * (decoding + by_target)
+        across = {"cross-attention projections": s.layers * 4 * s.width * (s.heads + read * s.kv_heads) * s.head_width,
+                  "cross-attention scores": s.layers * 4 * source * s.heads * s.head_width}
+        decoding = transformer.stack_flops(s, s.layers * ((target + 1) / 2 if causal else target)) | across
+        return on_side("encoder", transformer.stack_flops(encoder, encoder.layers * source), read) | on_side("decoder", decoding) | \
+            {"output matrix": 2 * s.width * s.vocab_size}
 
 
 def _check(model, sizes: Sizes):

@@ -111,9 +111,9 @@ class HiddenMarkovModel(ProbabilityModel):
         start, emitted = rows(params["start"], batch["tokens"].T), rows(params["emission"].T, batch["targets"].T)
         return best_path(params["transition"], start, emitted, restart).T
 
-    def forward_flops(self, context: int, causal: bool = True) -> float:
+    def flops_by_component(self, context: int, causal: bool = True) -> dict[str, float]:
         """The product with the transitions; neither argument changes it. A target's probability needs its own column of emissions alone."""
-        return 2 * self.classes**2
+        return {"transitions": 2 * self.classes**2}
 
 
 def build(model, sizes: Sizes, layout: Layout) -> HiddenMarkovModel:

@@ -94,10 +94,10 @@ class NeuralProbabilisticModel(LanguageModel):
         places = counts[:, None] + jnp.arange(kept.shape[1])
         return jnp.take_along_axis(row, places, axis=1), jnp.minimum(seen + counts, self.spec.window)
 
-    def forward_flops(self, context: int, causal: bool = True) -> float:
+    def flops_by_component(self, context: int, causal: bool = True) -> dict[str, float]:
         """FLOPs per token of a forward pass; neither argument changes it."""
         s = self.spec
-        return 2 * s.inputs * s.width + 2 * s.outputs * s.vocab_size
+        return {"hidden layer": 2 * s.inputs * s.width, "output matrix": 2 * s.outputs * s.vocab_size}
 
 
 def build(model, sizes: Sizes, layout: Layout) -> NeuralProbabilisticModel:

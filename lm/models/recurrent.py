@@ -103,14 +103,15 @@ class RecurrentModel(LanguageModel):
         """The states after `counts` tokens, which are read once more: a recurrence does not go back."""
         return self.decode(params, before, tokens, jnp.arange(tokens.shape[1]) < counts[:, None])[1]
 
-    def forward_flops(self, context: int, causal: bool = True) -> float:
+    def flops_by_component(self, context: int, causal: bool = True) -> dict[str, float]:
         """FLOPs per token of a forward pass, by the matrices of the cells; neither argument changes it."""
         s = self.spec
         inputs = [s.embedding_width] + [s.width] * (s.layers - 1)
         cells = sum(2 * GATES[s.cell] * s.width * (n + s.width) for n in inputs)
         project = s.tie_embeddings and s.embedding_width != s.width
         output_width = s.embedding_width if s.tie_embeddings else s.width
-        return cells + (2 * s.width * s.embedding_width if project else 0) + 2 * output_width * s.vocab_size
+        projection = {"output projection": 2 * s.width * s.embedding_width} if project else {}
+        return {"recurrence": cells, **projection, "output matrix": 2 * output_width * s.vocab_size}
 
 
 def build(model, sizes: Sizes, layout: Layout) -> RecurrentModel:

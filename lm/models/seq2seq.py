@@ -273,33 +273,42 @@ class Seq2SeqModel(EncoderDecoder):
             return super().attention_weights(params, batch)
         return self.module.apply({"params": params}, batch, method="attend")[1]
 
-    def forward_flops(self, context: int, causal: bool = True) -> float:
+    def flops_by_component(self, context: int, causal: bool = True) -> dict[str, float]:
         """FLOPs per target token of a forward pass over pairs of `context` source and as many target tokens.
 
         A target sees the whole source, so that `causal` changes nothing.
         """
         s = self.spec
         gates, directions, memory = GATES[s.cell], 2 if s.bidirectional else 1, s.memory_width
-        total = 2 * s.output_width * s.vocab_size
 
         def cell(inputs):
             return 2 * gates * s.width * (inputs + s.width)
 
-        total += sum(directions * cell(s.embedding_width if layer == 0 else memory) for layer in range(s.layers))
-        total += sum(cell(s.embedding_width if layer == 0 else s.width) for layer in range(s.layers))
-        if s.bidirectional:  # once a pair
-            total += 2 * memory * s.width * s.layers * (2 if s.cell == "lstm" else 1) / context
-        if s.attention == "none":
-            return total + (2 * s.width * s.output_width if s.output_width != s.width else 0)
-        total += 2 * context * s.width + 2 * context * memory  # scores and means
-        total += 2 * (memory + s.width) * s.output_width
-        if s.attention != "luong_dot":
-            total += 2 * memory * s.width  # keys, once a source token
+        reading = sum(directions * cell(s.embedding_width if layer == 0 else memory) for layer in range(s.layers))
+        writing = sum(cell(s.embedding_width if layer == 0 else s.width) for layer in range(s.layers))
         if s.input_feeding:
-            total += 2 * gates * s.width * s.output_width
+            writing += 2 * gates * s.width * s.output_width
         if s.attention == "bahdanau":
-            total += 2 * s.width * s.width + 2 * gates * s.width * memory + 2 * s.embedding_width * s.output_width
-        return total
+            writing += 2 * gates * s.width * memory
+        flops = {"encoder: recurrence": reading, "decoder: recurrence": writing}
+        if s.bidirectional:  # once a pair
+            flops["bridge"] = 2 * memory * s.width * s.layers * (2 if s.cell == "lstm" else 1) / context
+        if s.attention != "none":
+            flops |= {"decoder: attention projections": self._projection_flops(),
+                      "decoder: attention scores": 2 * context * (s.width + memory)}
+        elif s.output_width != s.width:
+            flops["output projection"] = 2 * s.width * s.output_width
+        return flops | {"output matrix": 2 * s.output_width * s.vocab_size}
+
+    def _projection_flops(self) -> float:
+        """FLOPs per target token of the matrices around attention's scores."""
+        s, memory = self.spec, self.spec.memory_width
+        flops = 2 * (memory + s.width) * s.output_width
+        if s.attention != "luong_dot":
+            flops += 2 * memory * s.width  # keys, once a source token
+        if s.attention == "bahdanau":
+            flops += 2 * s.width * s.width + 2 * s.embedding_width * s.output_width
+        return flops
 
 
 def build(model, sizes: Sizes, layout: Layout) -> Seq2SeqModel:

@@ -46,6 +46,7 @@ class Spec:
     qk_norm: bool
     qk_norm_over: str
     scale_attention: bool
+    attention_kernel: str
     bias: bool
     attention_bias: str
     tie_embeddings: bool
@@ -71,7 +72,7 @@ class Spec:
         bias, output_bias = {"": (self.bias, self.bias), "all": (True, True), "inputs": (True, False), "none": (False, False)}[
             self.attention_bias]
         return Attention(self.heads, self.kv_heads, self.head_width, bias, self.qk_norm, output_scale, self.layout.context,
-                         self.scale_attention, output_bias, self.qk_norm_over, self.norm_eps, name="attention")
+                         self.scale_attention, output_bias, self.qk_norm_over, self.norm_eps, self.attention_kernel, name="attention")
 
     def window(self, layer):
         """Keys that a query sees of its past in a layer, whose number may be traced; None is all of them."""
@@ -314,12 +315,12 @@ class TransformerModel(LanguageModel):
         """The caches after `counts` tokens: slots beyond them are written again before they are seen."""
         return after._replace(slot=before.slot + counts)
 
-    def forward_flops(self, context: int, causal: bool = True) -> float:
-        """FLOPs per token of a forward pass; see `LanguageModel`."""
+    def flops_by_component(self, context: int, causal: bool = True) -> dict[str, float]:
+        """FLOPs per token of a forward pass; see `Model`."""
         s = self.spec
         windowed = max(0, s.layers - s.window_from) if s.attention_window else 0
-        far, near = (layer_flops(s, seen_keys(context, window, causal)) for window in (0, s.attention_window))
-        return (s.layers - windowed) * far + windowed * near + 2 * s.width * s.vocab_size
+        far, near = (seen_keys(context, window, causal) for window in (0, s.attention_window))
+        return stack_flops(s, (s.layers - windowed) * far + windowed * near) | {"output matrix": 2 * s.width * s.vocab_size}
 
 
 def seen_keys(context: int, window: int, causal: bool = True) -> float:
@@ -328,11 +329,13 @@ def seen_keys(context: int, window: int, causal: bool = True) -> float:
     return most * (context - (most - 1) / 2) / context if causal else most
 
 
-def layer_flops(s: Spec, keys: float) -> float:
-    """FLOPs per token of a layer whose queries see `keys` keys on average: matrix products only, two per multiply-add."""
-    feed_forward = (3 if s.activation in GATED else 2) * s.width * s.ff_width
-    dense = 2 * (2 * s.width * s.heads * s.head_width + 2 * s.width * s.kv_heads * s.head_width + feed_forward)
-    return dense + 2 * 2 * keys * s.heads * s.head_width
+def stack_flops(s: Spec, keys: float) -> dict[str, float]:
+    """FLOPs per token of all layers, whose queries see `keys` keys on average, summed over layers; see `Model.flops_by_component`."""
+    return {
+        "attention projections": s.layers * 2 * 2 * s.width * (s.heads + s.kv_heads) * s.head_width,
+        "attention scores": 2 * 2 * keys * s.heads * s.head_width,
+        "feed-forward": s.layers * 2 * (3 if s.activation in GATED else 2) * s.width * s.ff_width,
+    }
 
 
 def spec_of(model, sizes: Sizes, layout: Layout) -> Spec:
@@ -346,7 +349,8 @@ def spec_of(model, sizes: Sizes, layout: Layout) -> Spec:
         norm=model.norm, norm_position=model.norm_position, norm_eps=model.norm_eps, activation=model.activation,
         positions=model.positions, rope=rope_of(model, sizes.context), attention_window=model.attention_window,
         window_from=model.window_from, parallel_residual=model.parallel_residual, qk_norm=model.qk_norm, qk_norm_over=model.qk_norm_over,
-        scale_attention=model.scale_attention, bias=model.bias, attention_bias=model.attention_bias, tie_embeddings=model.tie_embeddings,
+        scale_attention=model.scale_attention, attention_kernel=model.attention_kernel, bias=model.bias,
+        attention_bias=model.attention_bias, tie_embeddings=model.tie_embeddings,
         dropout=model.dropout, dtype=model.dtype, scan_layers=model.scan_layers, remat=model.remat,
         remat_save=tuple(model.remat_save), remat_offload=tuple(model.remat_offload), layout=layout,
     )

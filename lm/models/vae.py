@@ -191,17 +191,17 @@ class SentenceVAEModel(Model):
         share = jnp.linspace(0.0, 1.0, steps)[:, None]
         return self.greedy(params, (1 - share) * first + share * last, max_len, bos_id, eos_id, banned)
 
-    def forward_flops(self, context: int, causal: bool = True) -> float:
+    def flops_by_component(self, context: int, causal: bool = True) -> dict[str, float]:
         """FLOPs per token of a forward pass over sentences of `context` tokens: cells of both sides, and once a sentence its code."""
         s = self.spec
 
         def stack(inputs):
             return sum(2 * GATES[s.cell] * s.width * (n + s.width) for n in [inputs] + [s.width] * (s.layers - 1))
 
-        cells = stack(s.embedding_width) + stack(s.embedding_width + s.latent_width)
         code = 2 * s.width * s.latent_width * (2 + s.layers * (2 if s.cell == "lstm" else 1))
-        projection = 2 * s.width * s.output_width if s.output_width != s.width else 0
-        return cells + code / context + projection + 2 * s.output_width * s.vocab_size
+        projection = {"output projection": 2 * s.width * s.output_width} if s.output_width != s.width else {}
+        return {"encoder: recurrence": stack(s.embedding_width), "decoder: recurrence": stack(s.embedding_width + s.latent_width),
+                "code": code / context, **projection, "output matrix": 2 * s.output_width * s.vocab_size}
 
 
 def build(model, sizes: Sizes, layout: Layout) -> SentenceVAEModel:

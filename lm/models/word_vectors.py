@@ -71,9 +71,9 @@ class WordVectorModel(Model):
         tables = ("inputs", "outputs") if self.spec.symmetric else ("inputs",)
         return sum(jnp.asarray(params[table]["embedding"]) for table in tables)
 
-    def forward_flops(self, context: int, causal: bool = True) -> float:
+    def flops_by_component(self, context: int, causal: bool = True) -> dict[str, float]:
         """FLOPs per word of the scores of a row's words with each other (of a triple for GloVe); what an objective adds is not counted."""
-        return 2.0 * self.spec.width * (1 if self.spec.symmetric else context)
+        return {"scores": 2.0 * self.spec.width * (1 if self.spec.symmetric else context)}
 
 
 def build(model, sizes: Sizes, layout: Layout) -> WordVectorModel:

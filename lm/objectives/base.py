@@ -80,9 +80,13 @@ class Objective(abc.ABC):
         """How many `tokens` a step of the data holds, on average."""
         return data.global_batch * self.row_tokens
 
+    def flops_by_component(self, model) -> dict[str, float]:
+        """FLOPs of a forward pass for each of `tokens`; see `lm.models.base.Model.flops_by_component`."""
+        return model.flops_by_component(self.context)
+
     def forward_flops(self, model) -> float:
-        """FLOPs of a forward pass for each of `tokens`; see `lm.models.base.Model.forward_flops`."""
-        return model.forward_flops(self.context)
+        """FLOPs of a forward pass for each of `tokens`: the sum of `flops_by_component`."""
+        return sum(self.flops_by_component(model).values())
 
     def train_flops(self, model) -> float:
         """FLOPs of forward and backward for each of `tokens`; what is computed again does not count."""

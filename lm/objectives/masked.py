@@ -81,10 +81,10 @@ class Masked(Corruption):
         """Shares of chosen positions at which the model sees <mask>, and a random token."""
         return self.options.mask_share, self.options.random_share
 
-    def forward_flops(self, model) -> float:
+    def flops_by_component(self, model) -> dict[str, float]:
         """FLOPs of a forward pass for each token; only as many of them as may be hidden go through the prediction's layers."""
         predicted = min(self.width, -(-self.most // MULTIPLE) * MULTIPLE) / self.width
-        return model.forward_flops(self.width) - (1 - predicted) * model.prediction_flops()
+        return model.flops_by_component(self.width) | {name: predicted * flops for name, flops in model.prediction_flops().items()}
 
     def read(self, store: TokenStore, rows: np.ndarray, examples: np.ndarray) -> Rows:
         """The rows [B] of a store; for pairs with their second halves from elsewhere where `examples` [B] say so."""

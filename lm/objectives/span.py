@@ -85,9 +85,9 @@ class Span(Corruption):
             raise ConfigError(f"rows of data.context={context} have up to {most} spans, more than objective.sentinels={options.sentinels}: "
                               f"raise it to {most}")
 
-    def forward_flops(self, model) -> float:
+    def flops_by_component(self, model) -> dict[str, float]:
         """FLOPs of a forward pass for each token of a decoder's row, or each target of an encoder-decoder."""
-        return super().forward_flops(model) if self.decoder else model.pair_flops(self.inputs, self.outputs) / self.outputs
+        return super().flops_by_component(model) if self.decoder else model.pair_flops(self.inputs, self.outputs)
 
     def _denoisers(self) -> list[Denoiser]:
         return [Denoiser(self.options.noise_density, self.options.mean_span)]

@@ -78,12 +78,12 @@ class Word2Vec(Objective):
         """Words of the rows before sub-sampling."""
         return jnp.sum(batch["words"])
 
-    def forward_flops(self, model) -> float:
+    def flops_by_component(self, model) -> dict[str, float]:
         """FLOPs of the scores that count, on average, for each word before sub-sampling; windows are as wide at the ends of texts."""
         counts = self.tokenizer.counts * (np.arange(len(self._keep)) >= self.tokenizer.first_word)
         kept = counts * self._keep
         branches = float(np.abs(self._code.signs).sum(axis=1) @ kept / kept.sum()) if self._code else 0.0
-        return float(kept.sum() / counts.sum()) * 2.0 * model.spec.width * self.scores(self.options.window + 1.0, branches)
+        return {"scores": float(kept.sum() / counts.sum()) * 2.0 * model.spec.width * self.scores(self.options.window + 1.0, branches)}
 
     @abc.abstractmethod
     def scores(self, pairs: float, branches: float) -> float:

@@ -13,8 +13,9 @@ from lm.parallel.sharding import (
     gathered,
     gathers,
     parameter_shardings,
+    platform,
     replicated,
 )
 
 __all__ = ["AXES", "BATCH", "Layout", "alone", "alone_on_cpu", "batch_sharding", "check_replication", "constrain", "extent", "gathered",
-           "gathers", "make_mesh", "mesh_sizes", "parameter_shardings", "replicated"]
+           "gathers", "make_mesh", "mesh_sizes", "parameter_shardings", "platform", "replicated"]

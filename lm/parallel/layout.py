@@ -6,6 +6,7 @@ from typing import NamedTuple
 from lm.config.model_keys import ENCODER_DECODER, ENCODERS, GLOVE, HMM, NGRAM, NPLM, TRANSFORMERS, WORD2VEC
 from lm.errors import ConfigError
 from lm.parallel.pipeline import bubble
+from lm.parallel.sharding import BATCH
 
 
 class Layout(NamedTuple):
@@ -23,7 +24,7 @@ class Layout(NamedTuple):
 
 def row_multiple(sizes: dict[str, int], layout: Layout) -> int:
     """What the rows of a batch must be a multiple of: devices that split them, times the pipeline's micro-batches."""
-    return sizes["replica"] * sizes["fsdp"] * sizes["expert"] * (layout.microbatches if sizes["stage"] > 1 else 1)
+    return math.prod(sizes[axis] for axis in BATCH) * (layout.microbatches if sizes["stage"] > 1 else 1)
 
 
 def rows_of(batch: int, mesh, layout: Layout) -> int:
@@ -36,7 +37,7 @@ def describe(sizes: dict[str, int], layout: Layout, zero: int) -> str:
     """One line for a person about a mesh of several devices: the axes above 1 and what they do."""
     parts = [f"{axis} {size}" for axis, size in sizes.items() if size > 1]
     notes = []
-    if sizes["fsdp"] > 1 and zero == 1:
+    if sizes["fsdp"] * sizes["fsdp_outer"] > 1 and zero == 1:
         notes.append("ZeRO-1")
     if sizes["context"] > 1:
         notes.append(f"{layout.context} attention")
@@ -61,8 +62,8 @@ def check(config, sizes: dict[str, int]):
         _check_recurrent(config, sizes)
     multiple = row_multiple(sizes, layout) * config.train.accumulate
     if config.data.global_batch % multiple:
-        raise ConfigError(f"data.global_batch={config.data.global_batch} is not a multiple of {multiple} (mesh.replica x "
-                          f"mesh.fsdp x train.accumulate{' x layout.microbatches' if sizes['stage'] > 1 else ''} "
+        factors = [*(f"mesh.{axis}" for axis in BATCH), "train.accumulate", *(["layout.microbatches"] if sizes["stage"] > 1 else [])]
+        raise ConfigError(f"data.global_batch={config.data.global_batch} is not a multiple of {multiple} ({' x '.join(factors)} "
                           f"on {math.prod(sizes.values())} devices)")
 
 

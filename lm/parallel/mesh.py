@@ -1,4 +1,4 @@
-"""One mesh for everything: six named axes, whose sizes come from the config."""
+"""One mesh for everything: seven named axes, whose sizes come from the config."""
 
 import math
 
@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh
 from lm.errors import ConfigError
 
 # From the slowest network to the fastest: neighbours along the last axes are neighbours in hardware.
-AXES = ("replica", "stage", "fsdp", "expert", "context", "tensor")
+AXES = ("replica", "stage", "fsdp_outer", "fsdp", "expert", "context", "tensor")
 
 
 def mesh_sizes(sizes, count: int) -> dict[str, int]:
@@ -25,6 +25,13 @@ def mesh_sizes(sizes, count: int) -> dict[str, int]:
     return shape
 
 
+def check_slices(shape: dict[str, int], slices: int):
+    """ConfigError where a mesh of these sizes cannot be cut over so many slices."""
+    if shape["replica"] % slices:
+        raise ConfigError(f"mesh.replica={shape['replica']} is not a multiple of the {slices} slices: only replicas talk over the network "
+                          "between slices, so give each slice as many of them")
+
+
 def make_mesh(sizes, devices=None) -> Mesh:
     """A mesh over all devices, in the sizes of `mesh_sizes`.
 
@@ -36,12 +43,18 @@ def make_mesh(sizes, devices=None) -> Mesh:
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     # Linen's constraints need Auto axes; jax.make_mesh would make them Explicit.
     types = (AxisType.Auto,) * len(AXES)
+    check_slices(shape, slices)
     if slices == 1:
-        return jax.make_mesh(tuple(shape.values()), AXES, axis_types=types, devices=devices)
-    if shape["replica"] % slices:
-        raise ConfigError(f"mesh.replica={shape['replica']} is not a multiple of the {slices} slices that are here: only replicas "
-                          "talk over the network between slices, so give each slice as many of them")
+        return _within(tuple(shape.values()), types, devices)
     return Mesh(_hybrid(shape, slices, devices), AXES, axis_types=types)
+
+
+def _within(sizes: tuple[int, ...], types, devices) -> Mesh:
+    """Of one slice: an axis is whole sides of its torus where that can be, else part of a side."""
+    try:
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    except NotImplementedError:
+        return Mesh(mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True), AXES, axis_types=types)
 
 
 def _hybrid(shape: dict[str, int], slices: int, devices) -> np.ndarray:

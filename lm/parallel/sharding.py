@@ -21,6 +21,8 @@ LAYOUTS: dict[str, dict[str, str]] = {
     "data": {"batch": "replica"},
     # ZeRO-3 (Rajbhandari et al. 2020): parameters, gradients and the optimizer's state are cut, and gathered layer by layer.
     "fsdp": {"batch": "fsdp", "width": "fsdp"},
+    # The same over a second axis, for a torus: gradients are reduced and cut along one axis after the other (see `gathered`).
+    "fsdp-outer": {"batch": "fsdp_outer", "width": "fsdp_outer"},
     # Megatron (Shoeybi et al. 2019) with sequence-sharded activations between the products (Korthikanti et al. 2022).
     "tensor": {"heads": "tensor", "ff": "tensor", "cell": "tensor", "vocab": "tensor", "positions": "tensor",
                "act_heads": "tensor", "act_ff": "tensor", "act_cell": "tensor", "act_vocab": "tensor", "residual_time": "tensor"},
@@ -34,13 +36,13 @@ LAYOUTS: dict[str, dict[str, str]] = {
 # Axes of arrays that no layout cuts.
 WHOLE = ("act_width", "scan_time", "norm", "gates")
 
-BATCH = ("replica", "fsdp", "expert")
+BATCH = ("replica", "fsdp_outer", "fsdp", "expert")
 
 REPLICATED_LIMIT = 0.02
 
 
 def table(zero: int = 3) -> dict[str, tuple[str, ...]]:
-    """{logical axis: mesh axes} of all layouts together. With `zero` 1 the fsdp axis cuts the optimizer's state alone."""
+    """{logical axis: mesh axes} of all layouts together. With `zero` 1 the fsdp axes cut the optimizer's state alone."""
     rules: dict[str, tuple[str, ...]] = dict.fromkeys(WHOLE, ())
     for layout in LAYOUTS.values():
         for name, axis in layout.items():
@@ -73,10 +75,15 @@ def alone() -> bool:
     return not mesh.empty and mesh.size == 1
 
 
+def platform() -> str:
+    """What kind of device programs are traced for (cpu, gpu, tpu): that of the mesh of `jax.set_mesh`, or the default one."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def alone_on_cpu() -> bool:
     """True where the mesh of `jax.set_mesh` is one CPU: programs then take pieces that stay in its caches."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return alone() and device is not None and device.platform == "cpu"
+    return alone() and platform() == "cpu"
 
 
 def dividing(name: str, size: int) -> tuple[str, ...]:
@@ -98,7 +105,8 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 def gathered(parameter: jax.Array, *names: str | None) -> jax.Array:
     """A parameter as layers compute with it: whole along fsdp. Its gradient is laid out as the parameter is, or its optimizer's state.
 
-    A plain constraint would ask for a whole gradient too: an all-reduce where a reduce-scatter does.
+    A plain constraint would ask for a whole gradient too: an all-reduce where a reduce-scatter does. With fsdp_outer it is cut along that
+    axis first: XLA for TPUs scatters along one ring of a torus, but reduces a whole array where one cut goes over two.
     """
     return _gathered(tuple(names), parameter)
 
@@ -108,7 +116,14 @@ def _gathered(names, parameter):
     return constrain(parameter, *(None if name == "width" else name for name in names))
 
 
-_gathered.defvjp(lambda names, parameter: (_gathered(names, parameter), None), lambda names, _, gradient: (constrain(gradient, *names),))
+def _scattered(names, _, gradient):
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.shape["fsdp_outer"] > 1:
+        gradient = jax.lax.with_sharding_constraint(gradient, partition_spec(names, RULES | {"width": ("fsdp_outer",)}))
+    return (constrain(gradient, *names),)
+
+
+_gathered.defvjp(lambda names, parameter: (_gathered(names, parameter), None), _scattered)
 
 
 def gathers() -> bool:
@@ -175,7 +190,7 @@ def check_replication(boxed, shardings, mesh: Mesh, zero: int = 3):
 
     `shardings` are those of the parameters (`zero` 3), or of the optimizer's state beside them (`zero` 1).
     """
-    cuts_all = {axis for axis in ("fsdp", "tensor") if mesh.shape[axis] > 1}
+    cuts_all = {axis for axis in ("fsdp_outer", "fsdp", "tensor") if mesh.shape[axis] > 1}
     whole, total = {}, 0
     leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_boxed)
     for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):

@@ -1,4 +1,4 @@
-"""Training: the state and its step (`step`), a run set up (`job`), and the loop around them (`loop`)."""
+"""Training: the state and its step (`step`), a run set up (`job`), as a plan has it (`planned`), and the loop around them (`loop`)."""
 
 from lm.train.job import Job, set_up
 from lm.train.loop import train

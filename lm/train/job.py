@@ -6,6 +6,7 @@ import functools
 import os
 import pathlib
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -66,8 +67,9 @@ class Job:
 
     def abstract_state(self) -> TrainState:
         """Shapes, types and shardings of the state."""
+        key = jax.eval_shape(jax.random.key, self.config.seed)  # no value: the devices may be elsewhere
         with jax.set_mesh(self.mesh):
-            shapes = self._init.eval_shape(jax.random.key(self.config.seed))
+            shapes = self._init.eval_shape(key)
         return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, self.shardings)
 
     def resumed_state(self, restored) -> TrainState:
@@ -75,17 +77,17 @@ class Job:
         step = jax.device_put(jnp.asarray(restored.step, jnp.int32), self.shardings.step)
         return TrainState(step, restored.items["params"], restored.items["opt_state"], restored.items.get("ema"))
 
-    def compiled(self, state: TrainState | None = None) -> tuple:
-        """(the compiled train step, `state` or a fresh one, whose program is compiled beside the step's)."""
+    def compiled(self, state: TrainState | None = None, steps: Callable[[], "Steps"] | None = None) -> tuple:
+        """(the compiled train step, or what `steps` gives; `state` or a fresh one, whose program is compiled beside the step's)."""
         with jax.set_mesh(self.mesh), ThreadPoolExecutor(1) as beside:
             fresh = None if state else beside.submit(self.initial_state)
-            step = self.compile_step()
+            step = (steps or self.compile_step)()
             state = state or fresh.result()
         _release_memory()
         return step, state
 
-    def compile_step(self) -> "Steps":
-        """The train step compiled once for each shape of this run's batches; anything else is an error instead of one more compilation."""
+    def lowered_steps(self) -> dict[tuple[int, int], jax.stages.Lowered]:
+        """The train step, traced and not yet compiled, for each shape of this run's batches; call it under `jax.set_mesh`."""
         sharding, state = batch_sharding(self.mesh), self.abstract_state()
         step = jitted_step(self.model, self.objective, self.optimizer, self.learning_rate, self.config, self.mesh, self.lay)
 
@@ -94,7 +96,11 @@ class Job:
             batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype, sharding=sharding), row)
             return step.lower(state, batch)
 
-        programs = {shape: lowered(shape[0], example) for shape, example in self.data.shapes().items()}
+        return {shape: lowered(shape[0], example) for shape, example in self.data.shapes().items()}
+
+    def compile_step(self, lowered: dict | None = None) -> "Steps":
+        """The train step (see `lowered_steps`) compiled once for each shape of batches; another is an error, not one more compilation."""
+        programs = lowered or self.lowered_steps()
         with ThreadPoolExecutor(min(len(programs), os.cpu_count() or 1)) as threads:
             return Steps(zip(programs, threads.map(lambda program: program.compile(), programs.values()), strict=True))
 
@@ -139,8 +145,12 @@ def set_up(config, workdir: str | pathlib.Path, progress: bool = False, mesh: ja
     mesh = mesh or make_mesh(config.mesh)
     layouts.check(config, dict(mesh.shape))
     _check_memory(config, mesh)
+    return lay_out(config, workdir, prepare(config.data, config.data.tokenizer_seed, progress=progress), mesh)
+
+
+def lay_out(config, workdir: str | pathlib.Path, prepared: PreparedData, mesh: jax.sharding.Mesh) -> Job:
+    """The job of a config on a mesh, whose devices may be elsewhere: nothing is put on them."""
     layout = Layout.of(config.layout, dict(mesh.shape))
-    prepared = prepare(config.data, config.data.tokenizer_seed, progress=progress)
     objective = objectives.make(config, prepared.tokenizer, prepared.source_tokenizer)
     data = objective.data(prepared, config)
     model = objective.model(config, layout)

@@ -1,6 +1,7 @@
 """The loop: batches in, state on, metrics one step late, evaluations and checkpoints when due, a clean end whatever happens."""
 
 import contextlib
+import functools
 import pathlib
 import sys
 import time
@@ -11,6 +12,7 @@ from lm import config as configs
 from lm import evaluate, run
 from lm.checkpoint import Checkpoints
 from lm.config.model_keys import COUNTED
+from lm.config.planned import Plan
 from lm.data.feed import Feed
 from lm.errors import ConfigError, NonFiniteError
 from lm.metrics import Clock, Writers, peak_flops
@@ -19,6 +21,7 @@ from lm.parallel import batch_sharding, processes
 from lm.parallel import layout as layouts
 from lm.parallel.pipeline import bubble
 from lm.parallel.watchdog import Watchdog
+from lm.train import planned
 from lm.train.counted import count
 from lm.train.job import Job, set_up
 from lm.train.progress import Progress
@@ -27,8 +30,8 @@ from lm.train.stop import Signals, Stopped
 MOST_NAMED_DOCUMENTS = 20
 
 
-def train(config, workdir: str | pathlib.Path) -> dict:
-    """Trains, or goes on training, a run in a work directory; the last line of `scripts/train.py`.
+def train(config, workdir: str | pathlib.Path, plan: Plan | None = None) -> dict:
+    """Trains, or goes on training, a run in a work directory; the last line of `scripts/train.py`. A plan must be of this very run.
 
     Of several processes all call it; the first alone holds the lock, prepares data before the others do, and writes.
     """
@@ -41,8 +44,8 @@ def train(config, workdir: str | pathlib.Path) -> dict:
             return count(config, workdir)
     with Signals() as signals, run.lock(workdir) if processes.is_first() else contextlib.nullcontext():
         try:
-            job, clock = _start(config, workdir)
-            with Loop(job, clock, signals) as loop:
+            job, clock = _start(config, workdir, plan)
+            with Loop(job, clock, signals, plan) as loop:
                 return loop.run()
         except Stopped as signal_name:
             print(f"{signal_name} before the first step: there is nothing to save; start again with the same command", file=sys.stderr)
@@ -51,12 +54,14 @@ def train(config, workdir: str | pathlib.Path) -> dict:
                     "workdir": str(workdir)}
 
 
-def _start(config, workdir) -> tuple[Job, Clock]:
+def _start(config, workdir, plan) -> tuple[Job, Clock]:
     """Prepares data and sets the run up; all processes agree on it."""
+    if plan:
+        planned.check_devices(plan, config)
     processes.check_shared(workdir)
     clock = Clock()
     with clock("prepare"):
-        job = processes.first_then_all("prepared data", lambda: _set_up(config, workdir))
+        job = processes.first_then_all("prepared data", lambda: _set_up(config, workdir, plan))
         processes.same("text or tokenizer", job.prepared.fingerprint, "give all of them the same files in data.source")
         prepared = job.prepared
         note = processes.first("start", lambda: run.start(workdir, config, job.config, prepared))
@@ -65,8 +70,10 @@ def _start(config, workdir) -> tuple[Job, Clock]:
     return job, clock
 
 
-def _set_up(config, workdir) -> Job:
+def _set_up(config, workdir, plan) -> Job:
     job = set_up(config, workdir, progress=processes.is_first())
+    if plan:
+        planned.check_vocabulary(plan, job)
     if config.eval.split != "none":
         job.objective.stores(job.prepared, config.eval.split)
     return job
@@ -75,7 +82,8 @@ def _set_up(config, workdir) -> Job:
 class Loop(contextlib.AbstractContextManager):
     """One process's training of a job, from its latest checkpoint to its last step."""
 
-    def __init__(self, job: Job, clock: Clock, signals: Signals):
+    def __init__(self, job: Job, clock: Clock, signals: Signals, plan: Plan | None = None):
+        self._plan = plan
         self.job, self.config, self.clock, self._signals = job, job.config, clock, signals
         keep = job.config.checkpoint
         self.checkpoints = Checkpoints(job.workdir / "checkpoints", keep.keep, keep.keep_every)
@@ -111,13 +119,14 @@ class Loop(contextlib.AbstractContextManager):
             self.peak = self.config.metrics.peak_flops or peak_flops()[0]
         with jax.set_mesh(self.job.mesh):
             with self.clock("compile"):
-                step, self.state = self.job.compiled(self.state)
+                loaded = functools.partial(planned.steps, self._plan, self.job, self.progress.say) if self._plan else None
+                step, self.state = self.job.compiled(self.state, loaded)
             self._signals.start_loop()
             data = self.config.data
             feed = Feed(self.job.batch, self.first, last, batch_sharding(self.job.mesh), self.job.data.shape, data.prefetch)
             self.watchdog = Watchdog(self.config.processes.step_timeout, processes.stuck)
             with contextlib.closing(feed), contextlib.closing(self.watchdog):
-                self._mark()
+                self._mark(self.first)
                 for index, batch in feed:
                     self.state, metrics = step(self.state, batch)
                     self._settle()  # the step before; this one runs on meanwhile
@@ -158,6 +167,10 @@ class Loop(contextlib.AbstractContextManager):
                 self._not_finite(done, values)
             if done % self.config.train.log_every == 0 or done in (1, self.config.train.steps):
                 self._log(done, values)
+            elif self._plan and done == self.first + 1:
+                # A process's first step warms up: the line that is compared starts after it.
+                self._stretch(done)
+                self._mark(done)
         self._pending.clear()
 
     def _not_finite(self, done, values):
@@ -173,25 +186,35 @@ class Loop(contextlib.AbstractContextManager):
         raise NonFiniteError(f"{what}; {saved}. Lower optim.learning_rate or optim.clip, or set train.nonfinite=skip; look with: python "
                              f"scripts/replay.py --workdir={self.job.workdir} --step={done} --bisect")
 
-    def _mark(self):
+    def _mark(self, done: int):
         """Starts a stretch of steps whose speed the next line reports."""
-        self._marked = time.perf_counter(), self.tokens, dict(self.clock.seconds)
+        self._marked = time.perf_counter(), self.tokens, dict(self.clock.seconds), done
 
-    def _log(self, done: int, values: dict):
-        then, tokens, before = self._marked
+    def _stretch(self, done: int) -> tuple[float, float, int]:
+        """Of the steps since the mark, whose time goes to the clock: (seconds, targets per second, how many they are)."""
+        then, tokens, before, since = self._marked
         spent = {name: self.clock.seconds.get(name, 0.0) - before.get(name, 0.0) for name in ("data", "eval", "checkpoint")}
         seconds = time.perf_counter() - then - spent["eval"] - spent["checkpoint"]  # waiting for data counts as training
         self.clock.add("step", seconds - spent["data"])
-        speed = (self.tokens - tokens) / max(seconds, 1e-9)
+        return seconds, (self.tokens - tokens) / max(seconds, 1e-9), done - since
+
+    def _log(self, done: int, values: dict):
+        warm = self._marked[-1] > self.first
+        seconds, speed, steps = self._stretch(done)
         line = {"step": done, "kind": "train", "tokens": self.tokens, "seconds": self._seconds(), **values,
                 "tokens_per_second": speed, "mfu": self.job.flops_per_token * speed / (self.peak * self.job.mesh.size),
                 "skipped": self.skipped, "time": self.clock.rounded()}
         stages = self.job.mesh.shape["stage"]
         if stages > 1:
             line["bubble"] = bubble(stages, self.job.layout.microbatches, self.job.layout.repeats)
-        self.writers.write(line)
+        comparison = planned.compared(self._plan, self.job, seconds / steps, line["mfu"]) \
+            if self._plan and (warm or done == self.config.train.steps) else {}
+        self.writers.write(line | comparison)
         self.progress.train(line)
-        self._mark()
+        if comparison:
+            self.progress.say(planned.told(comparison))
+            self._plan = None
+        self._mark(done)
 
     def _seconds(self):
         return round(self._seconds_before + time.perf_counter() - self._start, 3)

@@ -42,6 +42,9 @@ check() {
     [[ "$2" =~ ^($3)$ ]] || bad "$1=$2 is not allowed: give $4"
 }
 
+# planned DIR WORDS...: what a plan asks of this launcher (scripts/launch/planned.py), which ends here where the call asks for another thing.
+planned() { "$(command -v python3 || echo .venv/bin/python)" scripts/launch/planned.py "$@" || exit; }
+
 # parse ARGUMENT...: what all launchers understand. --flag=VALUE sets the variable of a flag that is named in $values, the words after
 # -- are the command, and every other argument is for the launcher's own_flag.
 # shellcheck disable=SC2034,SC2154 # the launchers set `values` and read `command`
@@ -58,4 +61,21 @@ parse() {
         esac
         shift
     done
+}
+
+# archive TAR: TAR.gz of the working tree (what git tracks, and new files that it does not ignore) and of what a run reads of the plan
+# in $plan, if there is one, as the folder planned/.
+archive() {
+    local file packed
+    # git also lists files that it tracks and that are gone.
+    git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do
+        [ ! -e "$file" ] || printf '%s\0' "$file"
+    done | COPYFILE_DISABLE=1 tar --null -cf "$1" -T - || return
+    for file in plan.json executable; do # without the folder itself, which `rm` on a worker could not take away
+        [ -n "${plan:-}" ] && [ -e "$plan/$file" ] || continue
+        packed="$(dirname "$1")/planned"
+        mkdir -p "$packed" && cp "$plan/$file" "$packed/" || return
+        COPYFILE_DISABLE=1 tar -rf "$1" -C "$(dirname "$1")" "planned/$file" || return
+    done
+    gzip -f "$1"
 }

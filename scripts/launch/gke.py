@@ -7,6 +7,8 @@
 
 The image holds this repository in --directory with its requirements installed (scripts/launch/Dockerfile makes one). The claim is a
 PersistentVolumeClaim with ReadWriteMany, mounted at --mount; the work directory lies on it. `delete` tells the run to save first.
+With --plan=DIR, a folder of scripts/plan.py, --tpu, --topology and --slices are the plan's (others are refused), and the command gets
+--plan=MOUNT/plans/NAME of the folder: copy it there before.
 """
 
 import json
@@ -16,6 +18,8 @@ import re
 import shlex
 import subprocess
 import sys
+
+import planned
 
 from lm import cli
 from lm.errors import ConfigError, LmError
@@ -40,7 +44,8 @@ def parser() -> cli.Parser:
     flags.add_argument("--tpu", metavar="TYPE", help="value of cloud.google.com/gke-tpu-accelerator, such as tpu-v5-lite-podslice")
     flags.add_argument("--topology", help="of a slice, such as 4x4 or 2x2x2; with --tpu")
     flags.add_argument("--chips-per-host", type=int, default=4, help="google.com/tpu of a machine (default: %(default)s)")
-    flags.add_argument("--slices", type=int, default=1, help="number of TPU slices (default: %(default)s)")
+    flags.add_argument("--slices", type=int, help="number of TPU slices (default: 1)")
+    flags.add_argument("--plan", metavar="DIR", help="launch a plan; see above")
     flags.add_argument("--gpu", metavar="TYPE", help="value of cloud.google.com/gke-accelerator, such as nvidia-h100-80gb")
     flags.add_argument("--gpus-per-host", type=int, help="nvidia.com/gpu of a machine; with --gpu")
     flags.add_argument("--hosts", type=int, help="number of machines; with --gpu")
@@ -112,11 +117,25 @@ def kubectl(flags, *words: str, text: str | None = None):
         raise LmError(f"kubectl failed with exit code {error.returncode}: its message is above") from error
 
 
+def _plan(flags) -> list[str]:
+    """Fills in what the plan asks for; gives what the command gets."""
+    if flags.gpu:
+        raise ConfigError(f"--plan={flags.plan} and --gpu={flags.gpu}: plans are for TPUs, leave one of them out")
+    try:
+        flags.tpu, flags.topology, flags.slices = planned.gke(planned.read(flags.plan), flags.tpu, flags.topology, flags.slices)
+    except planned.Refused as error:
+        raise ConfigError(str(error)) from error
+    return [f"--plan={flags.mount}/plans/{pathlib.Path(flags.plan).resolve().name}"]
+
+
 def main(argv):
     """Entry point."""
     split = argv.index("--") if "--" in argv else len(argv)
     command = argv[split + 1:]
     flags = parser().parse_args(argv[:split])
+    if flags.plan and flags.action == "apply":
+        command += _plan(flags)
+    flags.slices = 1 if flags.slices is None else flags.slices
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", flags.name) or len(flags.name) > LONGEST_NAME:
         raise ConfigError(f"--name={flags.name} is not allowed: lower-case letters, digits and -, at most {LONGEST_NAME} characters")
     if flags.action == "apply":

@@ -11,6 +11,8 @@
 #   --requeues=N             most times that the job queues itself again (default: 100)
 #   --logs=DIR               where the script and the log of each job go (default: runs/slurm)
 #   --setup='SHELL LINE'     run on the first node before srun, such as `module load cuda`
+#   --plan=DIR               launch a plan of scripts/plan.py, on the file system that all nodes see: COMMAND gets it as --plan, and a
+#                            plan for other devices is refused
 #   --sbatch=FLAG            any other flag of sbatch, such as --sbatch=--constraint=h100; may be repeated
 #   --dry-run                prints the script and the call of sbatch, submits nothing
 # `scancel JOB` ends it for good and kills it: it loses what came after its last checkpoint. Submit the same again to go on.
@@ -19,9 +21,9 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-nodes='' per='' gpus_per_node=0 time='' partition='' account='' name=lm save_seconds=120 requeues=100 logs=runs/slurm setup=''
+nodes='' per='' gpus_per_node=0 time='' partition='' account='' name=lm save_seconds=120 requeues=100 logs=runs/slurm setup='' plan=''
 command=() more=()
-values="nodes per gpus-per-node time partition account name save-seconds requeues logs setup"
+values="nodes per gpus-per-node time partition account name save-seconds requeues logs setup plan"
 own_flag() {
     case "$1" in
         --sbatch=*) more+=("${1#*=}") ;;
@@ -42,6 +44,8 @@ for flag in time partition account; do [ -z "${!flag}" ] || check "--$flag" "${!
 [ "${#command[@]}" -gt 0 ] || bad "there is no command: give -- scripts/train.py --config=..."
 tasks=1
 [ "$per" = node ] || tasks=$gpus_per_node
+[ -z "$plan" ] || planned "$plan" slurm "$nodes" "$tasks" "$gpus_per_node"
+[ -z "$plan" ] || command+=("--plan=$plan")
 case "${command[0]}" in *.py) command=(.venv/bin/python "${command[@]}") ;; esac
 
 directive() { echo "#SBATCH $*"; }

@@ -17,7 +17,9 @@
 #   --type=T --version=V     accelerator type, such as v5litepod-16, and runtime version, such as v2-alpha-tpuv5-lite (v5e),
 #                            v2-alpha-tpuv5 (v5p), v2-alpha-tpuv6e (v6e), tpu-ubuntu2204-base (v4): create, up, watch
 #   --spot                   cheaper, and may be preempted
-#   --slices=K               several slices of that type; give it to every action (default: 1)
+#   --slices=K               several slices of that type; give it to every action (default: 1, or the plan's)
+#   --plan=DIR               launch a plan of scripts/plan.py: --type and --slices are the plan's (others are refused), copy brings
+#                            the folder too, and COMMAND gets it as --plan; give it to every action
 #   --wait=MINUTES           how long create and up wait for ACTIVE (default: 60)
 #   --poll=SECONDS           between two looks (default: 60)
 #   --restarts=N             how often watch restarts a run that failed on a healthy TPU (default: 3)
@@ -32,14 +34,14 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-name='' project='' zone='' type='' version='' slices=1 wait=60 poll=60 restarts=3 setup='' spot='' worker=0 slice=0 follow=''
+name='' project='' zone='' type='' version='' slices='' plan='' wait=60 poll=60 restarts=3 setup='' spot='' worker=0 slice=0 follow=''
 command=() create_flags=() ssh_flags=() action="${1:-}"
 case "$action" in
     -h | --help) help && exit ;;
     create | copy | install | run | up | watch | status | logs | stop | delete) shift ;;
     *) bad "'$action' is not an action" ;;
 esac
-values="name project zone type version slices wait poll restarts setup worker slice"
+values="name project zone type version slices plan wait poll restarts setup worker slice"
 own_flag() {
     case "$1" in
         --create-flag=*) create_flags+=("${1#*=}") ;;
@@ -53,6 +55,11 @@ parse "$@"
 check --name "$name" '[a-z][-a-z0-9]*' "the TPU's name: lower-case letters, digits and -"
 check --project "$project" '[-a-z0-9.:]+' "the id of a Google Cloud project"
 check --zone "$zone" '[-a-z0-9]+' "a zone with such TPUs, such as us-west4-a"
+if [ -n "$plan" ]; then
+    wanted=$(planned "$plan" tpu "$type" "$slices") && read -r type slices <<<"$wanted" || exit
+    [ "${#command[@]}" = 0 ] || command+=("--plan=planned") # where copy puts it
+fi
+slices=${slices:-1}
 for flag in slices worker slice wait restarts; do check "--$flag" "${!flag}" '[0-9]+' "a whole number"; done
 check --poll "$poll" '[0-9]+(\.[0-9]+)?' "a number of seconds"
 case "$action" in create | up | watch)
@@ -152,12 +159,9 @@ refuse_when_running() {
 }
 
 copy() {
-    local file tar="lm.tar.gz"
+    local tar="lm.tar.gz"
     if [ -z "$dry_run" ]; then
-        # git also lists files that it tracks and that are gone.
-        git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do
-            [ ! -e "$file" ] || printf '%s\0' "$file"
-        done | COPYFILE_DISABLE=1 tar --null -czf "$scratch/$tar" -T - || return
+        archive "$scratch/lm.tar" || return
         tar="$scratch/$tar"
     fi
     on all all scp "$tar" "$name:lm-new.tar.gz" || return

@@ -99,13 +99,6 @@ def test_what_cannot_run_is_refused_before_anything_runs(benchmarks, capsys, tmp
         command.run_all(["one"], command.options_of(), str(tmp_path / "nowhere/out.json"))
 
 
-def test_a_table_is_aligned_and_has_every_column_of_any_row():
-    rows = [{"side": "ours", "speed": 12345.678, "share": 0.123456}, {"side": "b", "count": 1234567, "ok": True, "share": None}]
-    assert command.table(rows) == ("side   speed   share      count    ok\n"
-                                   "ours  12,346  0.1235\n"
-                                   "   b                  1,234,567  True")
-
-
 QUIET = """
 import importlib, sys
 for name in sys.argv[1:]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from lm import hlo
 from lm.bench import guard, programs
 from lm.errors import BenchError
 
@@ -29,7 +30,7 @@ ENTRY %main (x: f32[4]) -> f32[4] {
 
 
 def test_instructions_are_counted_by_kind_in_every_computation():
-    assert programs.instructions(HLO) == {"dynamic-slice": 1, "parameter": 2, "tuple": 1, "while": 1}
+    assert programs.opcodes(hlo.parse(HLO)) == {"dynamic-slice": 1, "parameter": 2, "tuple": 1, "while": 1}
 
 
 def test_work_and_memory_are_those_of_a_product_by_hand():

@@ -124,7 +124,7 @@ def test_text_shorter_than_a_row_is_refused():
 
 def feed_of(make, first=0, last=5, depth=2):
     """A feed of batches of 8 rows over 8 devices."""
-    mesh = make_mesh({"replica": -1, "stage": 1, "fsdp": 1, "expert": 1, "context": 1, "tensor": 1})
+    mesh = make_mesh(dict.fromkeys(AXES, 1) | {"replica": -1})
     return Feed(lambda step, rows: make(step), first, last, batch_sharding(mesh), lambda step: (8, 2), depth)
 
 

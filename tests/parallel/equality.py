@@ -16,7 +16,7 @@ def main():
     import jax
     import numpy as np
 
-    from lm.parallel.collectives import collectives
+    from lm import hlo
     from tests.parallel.conftest import run_step
     from tests.parallel.test_layouts import ALL, one_device
 
@@ -26,7 +26,7 @@ def main():
         worst = max(np.abs(a - b).max() / np.abs(b).max()
                     for a, b in zip(jax.tree.leaves(many.gradients), jax.tree.leaves(one.gradients), strict=True))
         keys = " ".join(f"{key.split('__')[1]}={value}" for key, value in overrides.items() if not key.startswith("model"))
-        traffic = ", ".join(f"{found.count} {kind}" for kind, found in collectives(many.hlo).items())
+        traffic = ", ".join(f"{row['count']} {row['kind']}" for row in hlo.summed(hlo.collectives(hlo.parse(many.hlo), {})))
         print(f"| {name} | {keys} | {abs(many.loss / one.loss - 1):.0e} | {worst:.0e} | {traffic} |", flush=True)
 
 

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from lm import hlo
 from lm.errors import ConfigError
 from lm.layers import attention
 from lm.parallel import layout as layouts
 from lm.parallel import mesh_sizes
-from lm.parallel.collectives import collectives
 from lm.parallel.pipeline import bubble
 from lm.train.step import row_noise
 from tests.parallel.conftest import make_config, run_step, scores
@@ -26,6 +26,9 @@ GPT = {
     "pipeline-gpipe": {"mesh__stage": 4, "mesh__replica": 2},
     "pipeline-circular": {"mesh__stage": 2, "mesh__replica": 4, "layout__repeats": 2} | DROPOUT,
     "data-fsdp": {"mesh__replica": 2, "mesh__fsdp": 4},
+    "fsdp-outer": {"mesh__fsdp_outer": 4, "mesh__fsdp": 2} | DROPOUT,
+    "fsdp-outer-data-tensor": {"mesh__replica": 2, "mesh__fsdp_outer": 2, "mesh__tensor": 2} | MIXED,
+    "zero1-outer": {"mesh__fsdp_outer": 2, "mesh__fsdp": 4, "layout__zero": 1},
     "fsdp-tensor": {"mesh__fsdp": 4, "mesh__tensor": 2} | MIXED,
     "fsdp-context": {"mesh__fsdp": 2, "mesh__context": 4} | MIXED,
     "zero1-tensor": {"mesh__fsdp": 2, "layout__zero": 1, "mesh__tensor": 4},
@@ -49,6 +52,7 @@ GPT = {
 RECURRENT = {
     "lstm-data": {"model__name": "lstm", "mesh__replica": 8},
     "lstm-fsdp": {"model__name": "lstm", "mesh__fsdp": 8} | DROPOUT,
+    "lstm-fsdp-outer": {"model__name": "lstm", "mesh__fsdp_outer": 2, "mesh__fsdp": 4, "model__tie_embeddings": False},
     "lstm-zero1": {"model__name": "lstm", "mesh__fsdp": 8, "layout__zero": 1, "model__remat": "full"},
     "lstm-tensor": {"model__name": "lstm", "mesh__tensor": 8} | DROPOUT,
     "lstm-fsdp-tensor": {"model__name": "lstm", "mesh__fsdp": 2, "mesh__tensor": 2, "mesh__replica": 2, "model__embedding_width": 8},
@@ -57,7 +61,7 @@ RECURRENT = {
 }
 ALL = GPT | RECURRENT
 # With micro-batches besides: one of each kind of layout.
-ACCUMULATED = ("fsdp", "zero1", "tensor", "context-ring", "pipeline-circular", "fsdp-tensor-context", "lstm-fsdp-tensor")
+ACCUMULATED = ("fsdp", "fsdp-outer", "zero1", "tensor", "context-ring", "pipeline-circular", "fsdp-tensor-context", "lstm-fsdp-tensor")
 
 
 def one_device(overrides):
@@ -124,7 +128,8 @@ def test_scores_are_those_of_one_device(name):
     ({"mesh__stage": 8}, r"model\.layers=4 is not a multiple of mesh\.stage x layout\.repeats = 8"),
     ({"mesh__stage": 2, "layout__repeats": 2, "layout__microbatches": 1}, "needs at least mesh.stage=2 micro-batches"),
     ({"mesh__stage": 2, "layout__microbatches": 3}, r"data\.global_batch=16 is not a multiple of 3"),
-    ({"mesh__fsdp": 4, "mesh__replica": 2, "train__accumulate": 4}, r"data\.global_batch=16 is not a multiple of 32"),
+    ({"mesh__fsdp": 4, "mesh__replica": 2, "train__accumulate": 4},
+     r"data\.global_batch=16 is not a multiple of 32 \(mesh\.replica x mesh\.fsdp_outer x mesh\.fsdp x mesh\.expert x train\.accumulate"),
 ])
 def test_impossible_combinations_are_refused_with_the_reason(overrides, message):
     config = make_config(**overrides)
@@ -154,6 +159,16 @@ def test_what_waits_in_the_memory_of_the_host_changes_nothing(step, overrides):
 
 def test_parameters_are_gathered_again_for_the_backward_pass(step):
     """Each matrix of a layer twice, and the embedding once for the inputs and once for the logits."""
-    gathers = collectives(step(**ALL["fsdp"]).hlo)["all-gather"]
-    assert gathers.count == 2 * 6 * 4 + 2
-    assert gathers.bytes == 4 * (2 * 4 * 12 * 16 * 16 + 2 * 64 * 16)
+    sent = hlo.summed(hlo.collectives(hlo.parse(step(**ALL["fsdp"]).hlo), {"fsdp": 8}))
+    (gathers,) = (row for row in sent if row["kind"] == "all-gather")
+    assert gathers["axis"] == "fsdp"
+    assert gathers["count"] == 2 * 6 * 4 + 2
+    assert gathers["bytes"] == 4 * (2 * 4 * 12 * 16 * 16 + 2 * 64 * 16)
+
+
+def test_two_axes_of_fsdp_gather_no_more_than_one(step):
+    """But for the embedding of the inputs, which comes along one axis (a quarter of its width) after the other."""
+    sent = hlo.summed(hlo.collectives(hlo.parse(step(**ALL["fsdp-outer"]).hlo), {"fsdp_outer": 4, "fsdp": 2}))
+    gathers = [row for row in sent if row["kind"] == "all-gather"]
+    assert sum(row["count"] for row in gathers) == 2 * 6 * 4 + 3
+    assert sum(row["bytes"] for row in gathers) == 4 * (2 * 4 * 12 * 16 * 16 + 2 * 64 * 16 + 64 * 4)

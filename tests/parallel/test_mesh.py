@@ -47,7 +47,7 @@ class Device:
 def test_only_replicas_talk_between_slices():
     devices = [Device(number, slice_index=number % 2) for number in range(16)]
     laid_out = mesh_module._hybrid(sizes(replica=4, fsdp=2, tensor=2), 2, devices)
-    assert laid_out.shape == (4, 1, 2, 1, 1, 2)
+    assert laid_out.shape == (4, 1, 1, 2, 1, 1, 2)
     slices = np.vectorize(lambda device: device.slice_index)(laid_out).reshape(4, -1)
     assert [set(row) for row in slices] == [{0}, {0}, {1}, {1}]
     assert sorted(device.id for device in laid_out.flat) == list(range(16))

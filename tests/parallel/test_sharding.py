@@ -52,7 +52,7 @@ def test_a_parameter_without_logical_axes_is_an_error():
 def test_every_rule_names_axes_of_the_mesh():
     assert {axis for axes in RULES.values() for axis in axes} == set(AXES)
     assert partition_spec(("batch", "residual_time", None, "width")) == PartitionSpec(
-        ("replica", "fsdp", "expert"), ("context", "tensor"), None, "fsdp")
+        ("replica", "fsdp_outer", "fsdp", "expert"), ("context", "tensor"), None, ("fsdp_outer", "fsdp"))
     assert table(1)["width"] == () and {name: axes for name, axes in table(1).items() if name != "width"} == {
         name: axes for name, axes in RULES.items() if name != "width"}
 
@@ -119,7 +119,8 @@ def parts(boxed, shardings):
 
 @named
 @pytest.mark.parametrize(("sizes", "cuts"), [({"fsdp": 8}, 8), ({"fsdp": 2, "tensor": 2, "replica": 2}, 4),
-                                             ({"tensor": 2, "replica": 4}, 2)], ids=["fsdp", "fsdp-tensor", "tensor"])
+                                             ({"fsdp_outer": 4, "fsdp": 2}, 8), ({"tensor": 2, "replica": 4}, 2)],
+                         ids=["fsdp", "fsdp-tensor", "fsdp-outer", "tensor"])
 def test_every_matrix_is_cut_by_the_axes_that_claim_to(changes, sizes, cuts):
     mesh = mesh_of(**sizes)
     boxed, shardings = laid_out(changes, mesh)
@@ -129,7 +130,8 @@ def test_every_matrix_is_cut_by_the_axes_that_claim_to(changes, sizes, cuts):
 
 
 @named
-@pytest.mark.parametrize(("sizes", "zero"), [({"replica": 8}, 3), ({"fsdp": 8}, 1)], ids=["replica", "zero1"])
+@pytest.mark.parametrize(("sizes", "zero"), [({"replica": 8}, 3), ({"fsdp": 8}, 1), ({"fsdp_outer": 8}, 1)],
+                         ids=["replica", "zero1", "outer"])
 def test_layouts_that_copy_parameters_copy_all_and_are_not_refused(changes, sizes, zero):
     mesh = mesh_of(**sizes)
     boxed, shardings = laid_out(changes, mesh, zero)
@@ -157,6 +159,7 @@ LEFT = r"mesh.{}=8 leaves [\d.]+% of the parameter bytes on every device \(large
     ({"width": 60, "ff_width": 90, "heads": 3}, {"fsdp": 8}, LEFT.format("fsdp", "layers/")),
     ({"name": "lstm", "width": 15}, {"fsdp": 8}, LEFT.format("fsdp", "layer_0/")),
     ({"layers": 3}, {"stage": 8}, LEFT.format("stage", "layers/feed_forward")),
+    ({"width": 60, "ff_width": 90, "heads": 3}, {"fsdp_outer": 8}, LEFT.format("fsdp_outer", "layers/")),
 ])
 def test_sizes_that_an_axis_does_not_divide_are_refused_with_the_largest_parameter(changes, sizes, message):
     mesh = mesh_of(**sizes)
@@ -175,3 +178,18 @@ def test_the_gradient_of_a_gathered_parameter_lies_as_the_parameter_does():
         kernel = jax.device_put(jnp.ones((16, 24)), NamedSharding(mesh, PartitionSpec("fsdp")))
         gradient = jax.jit(jax.grad(product))(kernel, jnp.ones((8, 16)))
     assert gradient.sharding.spec == PartitionSpec("fsdp") and (gradient == 8).all()
+
+
+def test_a_gradient_is_cut_along_one_axis_of_fsdp_after_the_other():
+    both = PartitionSpec(("fsdp_outer", "fsdp"))
+    mesh = mesh_of(fsdp_outer=4, fsdp=2)
+    with jax.set_mesh(mesh):
+        def product(kernel, x):
+            return jnp.sum(constrain(x, "batch", "act_width") @ gathered(kernel, "width", "ff"))
+
+        kernel, x = jax.device_put(jnp.ones((16, 24)), NamedSharding(mesh, both)), jnp.ones((8, 16))
+        specs = [equation.params["sharding"].spec for equation in jax.make_jaxpr(jax.grad(product))(kernel, x).eqns
+                 if equation.primitive.name == "sharding_constraint"]
+        gradient = jax.jit(jax.grad(product))(kernel, x)
+    assert [spec[0] for spec in specs[-2:]] == ["fsdp_outer", ("fsdp_outer", "fsdp")]
+    assert gradient.sharding.spec == both and (gradient == 8).all()

@@ -1,0 +1,99 @@
+"""A plan as a page that a person reads."""
+
+from lm import cli
+from lm.plan.memory import LARGEST
+
+_BAR = 40
+_GIB = 2**30
+
+
+def page(plan: dict) -> str:
+    """The page of a plan (see `lm.plan.planning.plan`)."""
+    parts = [_head(plan), _memory(plan)]
+    if plan["estimated_step_seconds"]:
+        parts += [_speed(plan), _classes(plan), _collectives(plan)]
+    if plan["largest_buffers"]:
+        parts.append(_buffers(plan))
+    if not plan["fits"]:
+        parts.append("to change\n" + "\n".join(f"  {line}" for line in advice(plan)))
+    if plan["warnings"]:
+        parts.append("the partitioner says\n" + "\n".join(f"  {line[:200]}" for line in plan["warnings"]))
+    return "\n\n".join(parts)
+
+
+def _head(plan) -> str:
+    axes = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1) or "one device"
+    config = plan["config"]
+    rows = f"{config['data']['global_batch']:,} rows of {config['data']['context']:,}"
+    compiled = f"compiled in {plan['compile_seconds']:.0f} s"
+    return (f"{plan['source'] or config['model']['name']} on {plan['topology']}: {plan['chips']:,} chips, {axes}\n"
+            f"{plan['parameters'] / 1e9:,.3g}B parameters, {rows}, {plan['tokens_per_step']:,.0f} tokens a step; {compiled}")
+
+
+def _memory(plan) -> str:
+    used, limit = plan["hbm_bytes_per_chip"], plan["hbm_limit"]
+    verdict = "fits" if plan["fits"] else "does not fit"
+    lines = [f"memory  {verdict}: {used / _GIB:.2f} of {limit / _GIB:.2f} GiB a chip ({used / limit:.0%})"]
+    for name, size in plan["peak_breakdown"].items():
+        bar = "#" * round(_BAR * size / max(used, limit))
+        lines.append(f"  {name:<12}{size / _GIB:>9.2f} GiB  {bar}".rstrip())
+    if plan["host_bytes"]:
+        lines.append(f"  {'(host)':<12}{plan['host_bytes'] / _GIB:>9.2f} GiB")
+    return "\n".join(lines)
+
+
+def _speed(plan) -> str:
+    days = f"{plan['days_for_tokens']:.3g} days for {plan['train_tokens']:.3g} tokens"
+    compiler = f"; the compiler's own cycles {seconds(plan['compiler_seconds'])}" if plan["compiler_seconds"] else ""
+    # The compiler counts the body of a loop once, which may even come out below zero.
+    compiler += f", its optimal_seconds {seconds(plan['optimal_seconds'])}" if plan["optimal_seconds"] else ""
+    return (f"speed   {seconds(plan['estimated_step_seconds'])} a step, bound by {plan['bound']} (at least "
+            f"{seconds(plan['lower_bound_seconds'])}{compiler})\n"
+            f"        MFU {plan['estimated_mfu']:.1%}, {plan['tokens_per_second']:,.0f} tokens/s, {days}")
+
+
+def seconds(value: float) -> str:
+    """Seconds with a unit that suits them."""
+    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
+def _classes(plan) -> str:
+    rows = [{"time by": row["class"], "times": row["count"], "TFLOP": row["flops"] / 1e12, "GB": row["bytes"] / 1e9,
+             "ms": row["seconds"] * 1e3, "exposed ms": row["exposed_seconds"] * 1e3} for row in plan["classes"]]
+    return cli.table(rows)
+
+
+def _collectives(plan) -> str:
+    rows = [{"collective": row["kind"], "axis": row["axis"], "times": row["count"], "GB": row["bytes"] / 1e9, "GB sent": row["sent"] / 1e9}
+            for row in plan["collectives"]]
+    return cli.table(rows) if rows else "nothing is sent between chips"
+
+
+def _buffers(plan) -> str:
+    rows = [{f"largest {LARGEST} at the peak": row["shape"], "GiB": row["bytes"] / _GIB, "of": row["count"], "part": row["part"],
+             "line": row["source"] or row["op_name"].replace("\\", "")} for row in plan["largest_buffers"]]
+    return cli.table(rows)
+
+
+def advice(plan: dict) -> list[str]:
+    """What to change so that a step fits, what saves most first."""
+    config, parts, mesh = plan["config"], plan["peak_breakdown"], plan["mesh"]
+    model, train = config["model"], config["train"]
+    over = plan["hbm_bytes_per_chip"] - plan["hbm_limit"]
+    lines = [f"{over / _GIB:.2f} GiB a chip too much"]
+    state = parts["params"] + parts["optimizer"]
+    if state > plan["hbm_limit"] / 2:
+        cut = "mesh.fsdp=-1 with mesh.replica=1" if mesh["replica"] > 1 else "a larger slice, or layout.offload=optimizer"
+        lines.append(f"parameters and optimizer take {state / _GIB:.2f} GiB: cut them over more chips ({cut})")
+    if model["remat"] == "none":
+        lines.append("compute activations again instead of keeping them: model.remat=dots keeps products, model.remat=full only what "
+                     "enters a layer")
+    elif model["remat"] in ("dots", "names"):
+        lines.append("keep less for the backward pass: model.remat=full")
+    rows = config["data"]["global_batch"] / (mesh["replica"] * mesh["fsdp_outer"] * mesh["fsdp"] * mesh["expert"] * train["accumulate"])
+    if rows >= 2:
+        lines.append(f"a chip has {rows:g} rows at once: train.accumulate={train['accumulate'] * 2} halves what the forward pass keeps")
+    if not train["loss_chunk"]:
+        lines.append("logits exist for whole rows: train.loss_chunk=512 makes them 512 positions at a time")
+    lines.append("or let the layout be found: the same command with --search")
+    return lines
