@@ -37,9 +37,9 @@ class Device:
         if done.flops and not multiplied:  # a kernel's
             flops = done.flops
             operations += done.flops / (4 * queries_of(step).dims[-1]) * _KERNEL_OPERATIONS
-        held = max((array.bytes for array in step.operands + step.instruction.results if array.space == _HOST), default=0)
+        moved = _through_host(step.operands + step.instruction.results, done)
         return Times(flops / (self.peak_flops * self._chip.product_share), operations / self._vector,
-                     (done.read + done.written) / (self.bandwidth * self._chip.hbm_share), held / self._host)
+                     (done.read + done.written) / (self.bandwidth * self._chip.hbm_share), moved / self._host)
 
     def network_seconds(self, collective: Collective, algorithm: str = "", full: bool = False) -> float:
         """Of one execution of a collective, by the algorithm that the compiler's attributes name, or over all links there are
@@ -69,3 +69,9 @@ def fill(product: Product, tile: int) -> float:
 
 def _share(size, unit) -> float:
     return size / (unit * -(-size // unit)) if size else 1.0
+
+
+def _through_host(arrays, done: Work) -> int:
+    """Bytes between the host's memory and a device: as many as are read or written on the device, of what may be a stack on the host."""
+    there = max((array.bytes for array in arrays if array.space == _HOST), default=0)
+    return min(there, max(done.read, done.written))

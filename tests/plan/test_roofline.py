@@ -306,3 +306,20 @@ ENTRY %main (a: f32[1], b: f32[1]) -> f32[1] {{
     module = hlo.parse(text)
     (product,) = products(module, module.root("main"), "main")
     assert (product.batch, product.rows, product.inner, product.columns) == expected
+
+
+def test_of_a_stack_in_the_memory_of_the_host_a_slice_moves_and_its_names_cost_nothing():
+    text = """HloModule host
+
+ENTRY %main (stack: bf16[80,1024,1024], new: bf16[1,1024,1024]) -> bf16[80,1024,1024] {
+  %stack = bf16[80,1024,1024]{2,1,0:T(8,128)(2,1)S(5)} parameter(0)
+  %new = bf16[1,1024,1024]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %zero = s32[]{:T(128)} constant(0)
+  %pair = (bf16[80,1024,1024]{2,1,0:T(8,128)(2,1)S(5)}, bf16[1,1024,1024]{2,1,0:T(8,128)(2,1)}) tuple(%stack, %new)
+  %again = bf16[80,1024,1024]{2,1,0:T(8,128)(2,1)S(5)} get-tuple-element(%pair), index=0
+  ROOT %put = bf16[80,1024,1024]{2,1,0:T(8,128)(2,1)S(5)} dynamic-update-slice(%again, %new, %zero, %zero, %zero)
+}
+"""
+    found = estimate_on(device(), hlo.parse(text), {"fsdp": 4})
+    # The three indices, padded to a tile each, are read too.
+    assert found.seconds == pytest.approx((2 * 1024 * 1024 + 3 * 512) / V5E.host_bandwidth)
