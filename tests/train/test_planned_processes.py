@@ -16,6 +16,7 @@ from lm import config as configs
 from lm.metrics.writers import read_lines
 from lm.parallel import make_mesh
 from lm.train import planned, set_up
+from tests.uncached import uncached
 
 ROOT = pathlib.Path(__file__).parents[2]
 SAME = ("step", "loss", "grad_norm", "param_norm", "tokens")
@@ -32,7 +33,7 @@ def plan(tmp_path_factory):
         "train.steps": "4", "train.log_every": "2", "metrics.tensorboard": "false", "metrics.peak_flops": "1e9", "eval.split": "none",
         "data.workers": "1"}))
     job = set_up(config, folder, mesh=make_mesh(config.mesh, jax.devices()[:4]))
-    with jax.set_mesh(job.mesh):
+    with jax.set_mesh(job.mesh), uncached():
         [(shape, lowered)] = job.lowered_steps().items()
         (folder / "executable").write_bytes(planned.packed(lowered.compile())[0])
     (folder / "plan.json").write_text(json.dumps({
