@@ -24,7 +24,6 @@ from lm.plan.program import Program, available, compile_job
 from lm.plan.topology import Topology, compiler_version, devices
 from lm.train import planned
 from lm.train.job import Job
-from lm.train.planned import EXECUTABLE
 
 FORMAT = 1
 SECONDS_PER_DAY = 86_400
@@ -55,9 +54,9 @@ def plan(config, topology: Topology, out: str | pathlib.Path | None = None, expl
         (folder / "plan.json").unlink(missing_ok=True)
         with atomic_file(folder / "program.hlo.gz") as file:
             file.write(gzip.compress(program.text.encode()))
-        (folder / EXECUTABLE).unlink(missing_ok=True)
+        (folder / planned.EXECUTABLE).unlink(missing_ok=True)
         if program.executable:
-            with atomic_file(folder / EXECUTABLE) as file:
+            with atomic_file(folder / planned.EXECUTABLE) as file:
                 file.write(program.executable)
         with atomic_file(folder / "page.txt") as file:
             file.write(f"{page(result)}\n".encode())
@@ -67,7 +66,7 @@ def plan(config, topology: Topology, out: str | pathlib.Path | None = None, expl
 
 def _placed(result: dict, folder: pathlib.Path) -> dict:
     """A plan with where it lies, which plan.json does not say: folders are moved."""
-    executable = folder / EXECUTABLE
+    executable = folder / planned.EXECUTABLE
     return result | {"folder": str(folder), "executable": str(executable) if executable.exists() else None}
 
 
@@ -100,7 +99,7 @@ def _memory(job: Job, topology: Topology, program: Program) -> dict:
     """What is asked of the memory of a chip, and what there is."""
     per_chip = 1 if topology.kind == "cpu" else topology.chip.devices_per_chip
     state = memory.state_bytes(job.abstract_state())
-    held = memory.buffers(program.module(), program.dumps) if "after_optimizations-live-range" in program.dumps else []
+    held = memory.buffers(program.module, program.dumps) if "after_optimizations-live-range" in program.dumps else []
     limit = hbm_limit(topology, job.mesh)
     peak = program.peak
     if peak is None:
@@ -129,7 +128,7 @@ def _speed(job: Job, topology: Topology, program: Program, tokens: float) -> dic
         unknown = ("flops_per_chip", "bytes_accessed", "estimated_step_seconds", "lower_bound_seconds", "compiler_seconds",
                    "optimal_seconds", "bound", "estimated_mfu", "tokens_per_second", "days_for_tokens")
         return dict.fromkeys(unknown) | {"collectives": [], "classes": []}
-    module, mesh = program.module(), dict(job.mesh.shape)
+    module, mesh = program.module, dict(job.mesh.shape)
     found = roofline.estimate(module, topology, job.mesh)
     sent = summed(collectives(module, mesh))
     for row in sent if topology.kind != "cpu" else ():

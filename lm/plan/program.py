@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -48,6 +49,7 @@ class Program:
     not_stored: str
     launch: dict
 
+    @functools.cached_property
     def module(self) -> Module:
         """Its text, read."""
         return parse(self.text)

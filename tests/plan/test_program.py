@@ -69,6 +69,6 @@ def test_a_step_that_does_not_fit_is_explained_to_the_end():
     assert program.peak is None and program.executable is None
     asked, there = program.wanted
     assert asked > there == 15.75 * 2**30
-    found = memory.largest(memory.buffers(program.module(), program.dumps))
+    found = memory.largest(memory.buffers(program.module, program.dumps))
     assert len(found) == memory.LARGEST and sum(row["bytes"] for row in found) > there
     assert any(row["source"].startswith("lm/") for row in found)
