@@ -2,7 +2,7 @@
 
     python scripts/parity.py
     python scripts/parity.py llama gpt2
-    python scripts/parity.py --into=README.md --name=parity
+    python scripts/parity.py --into=docs/interop.md --name=parity
 
 Needs the extra parity. The table has, for each family, the largest difference of outputs over its cases, and whether every tensor of every
 case came back bit for bit. The last line of standard output is a JSON object with the results; the exit code is 1 where a difference is

@@ -1,7 +1,7 @@
 """Makes Markdown tables of runs from their work directories: costs, and what each kind of objective can honestly report.
 
     python scripts/results.py runs/lineage/*
-    python scripts/results.py runs/lineage/* --into=README.md --name=lineage
+    python scripts/results.py runs/lineage/{ngram5,lstm,gru} --into=README.md --name=lineage
 
 With --into the tables take the place of what stands between <!-- NAME --> and <!-- end of NAME --> in that file. The last line of
 standard output is a JSON object with the results.

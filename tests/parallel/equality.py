@@ -1,4 +1,4 @@
-"""The README's table: how far each layout on eight devices is from one device.
+"""The table of docs/scale.md: how far each layout on eight devices is from one device.
 
     python tests/parallel/equality.py
 """
