@@ -3,6 +3,7 @@
     python scripts/report.py runs/gated --store=docs/results/20-gated.json --title='LSTM or GRU' --question='Which gate, at equal FLOPs?'
     python scripts/report.py --from docs/results/*.json --into=RESULTS.md
     python scripts/report.py runs/gated runs/lineage/gru --into=README.md --name=gated
+    python scripts/report.py --from docs/results/*.json --into=README.md --name=results --verdicts
 
 What --store keeps, a few kB with the score of every run, belongs into git; from such files --from makes the page again, to the byte.
 With --name, the place between <!-- NAME --> and <!-- end of NAME --> of a file is replaced instead of the whole. Several sweeps make one
@@ -28,6 +29,7 @@ def main(argv):
     add("--show", default="", metavar="position,frequency", help="breakdowns of the loss that are shown too")
     add("--into", metavar="FILE", help="Markdown file to write, or with --name, to change")
     add("--name", default="", help="of the place in that file")
+    add("--verdicts", action="store_true", help="with --name: a line for each section instead of the whole of it")
     arguments = parser.parse_args(argv)
     check(arguments)
     from lm.compare import published
@@ -41,7 +43,10 @@ def main(argv):
         kept = [published.keep(arguments.workdirs, arguments.title, arguments.question, arguments.note, show)]
     if arguments.store:
         write_json(arguments.store, kept[0])
-    text = published.page(kept) if not arguments.name else "\n\n".join(map(published.section, kept))
+    if arguments.verdicts:
+        text = published.verdicts(kept)
+    else:
+        text = published.page(kept) if not arguments.name else "\n\n".join(map(published.section, kept))
     if arguments.name:
         markdown.put(arguments.into, arguments.name, text)
     elif arguments.into:
@@ -62,6 +67,8 @@ def check(arguments):
                 raise ConfigError(f"--{flag} is for work directories: what --from reads has kept its own")
     if arguments.name and not arguments.into:
         raise ConfigError(f"--name={arguments.name} is a place in a file: give --into=FILE too")
+    if arguments.verdicts and not arguments.name:
+        raise ConfigError("--verdicts are lines for a place in a file: give --into=FILE and --name too")
     if len(set(arguments.workdirs)) < len(arguments.workdirs):
         raise ConfigError("a work directory is named twice: name each once")
 

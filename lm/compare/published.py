@@ -4,11 +4,15 @@
 files again, to the byte, means and intervals computed anew from the scores.
 """
 
+import itertools
 import json
+import math
 import pathlib
+import re
 
 from lm.compare import results
 from lm.compare.ask import FILE as ASK
+from lm.compare.budgets import KINDS
 from lm.compare.report import markdown, tables
 from lm.compare.verdict import budget_text, flops, interval_text, sentence
 from lm.errors import ConfigError, DataError
@@ -72,7 +76,7 @@ def page(sections: list[dict], folder: str = "docs/results") -> str:
 def section(kept: dict) -> str:
     """What was kept as Markdown, without its title."""
     sweeps = [results.summarise(sweep) for sweep in kept["sweeps"]]
-    parts = [kept["question"], *([markdown.table(across(sweeps))] if len(sweeps) > 1 else [])]
+    parts = [kept["question"], *([markdown.table(across(sweeps)), crossings(sweeps)] if len(sweeps) > 1 else [])]
     for sweep in sweeps:
         parts += [f"### {sentence(budget_text(sweep))}"] if len(sweeps) > 1 else []
         parts += [f"**{sweep['verdict']}**", markdown.table(rows(sweep))]
@@ -82,6 +86,16 @@ def section(kept: dict) -> str:
         parts.append(f"{tables.spent(sweep['cost'])}. Again: `{tables.command(sweep['ask'])}`")
     parts += [markdown.table([_run_row(run) for run in kept["runs"]])] if kept["runs"] else []
     return "\n\n".join(filter(None, [*parts, kept["note"]]))
+
+
+def verdicts(sections: list[dict], page: str = "RESULTS.md") -> str:
+    """A line for each section of the page, as Markdown: its title, linked, and what its sweeps say."""
+    lines = []
+    for kept in sections:
+        anchor = re.sub(r"[^\w\- ]", "", kept["title"].lower()).replace(" ", "-")
+        said = outcome(kept)["verdicts"] if len(kept["sweeps"]) < 2 else [crossings(list(map(results.summarise, kept["sweeps"])))]
+        lines.append(f"- **[{kept['title']}]({page}#{anchor})** {' '.join(said)}")
+    return "\n".join(lines)
 
 
 def outcome(kept: dict) -> dict:
@@ -116,6 +130,39 @@ def across(sweeps: list[dict]) -> list[dict]:
     apart = [{f"{row['b']} less {row['a']}": tables.signed(row) + _verdict_mark(row) for row in sweep["differences"]} for sweep in sweeps]
     return [{"budget": budget_text(sweep)} | of_arms | of_pairs
             for sweep, of_arms, of_pairs in zip(sweeps, _aligned(arms), _aligned(apart), strict=True)]
+
+
+def crossings(sweeps: list[dict]) -> str:
+    """Where the difference of two arms changes its sign over budgets of one kind, a sentence a pair; "" for budgets of several kinds.
+
+    Between two budgets it is taken as straight in the logarithm of the budget. Means alone: a difference that is not separated has no sign
+    to speak of, and the table beside says which are not.
+    """
+    budgets = [sweep["ask"]["budget"] for sweep in sweeps]
+    if len({budget and budget["kind"] for budget in budgets}) > 1 or None in budgets:
+        return ""
+    ordered = sorted(zip(budgets, sweeps, strict=True), key=lambda pair: pair[0]["amount"])
+    found: dict[tuple, list] = {}
+    for budget, sweep in ordered:
+        for row in sweep["differences"]:
+            if row["mean"] is not None:
+                found.setdefault((row["a"], row["b"]), []).append((budget["amount"], row))
+    unit = KINDS[budgets[0]["kind"]]
+    return " ".join(_crossing(a, b, points, unit) for (a, b), points in found.items() if len(points) > 1)
+
+
+def _crossing(a: str, b: str, points: list[tuple[float, dict]], unit: str) -> str:
+    """The sentence of a pair: `points` are (budget, difference), budgets rising."""
+    places = []
+    for (low, before), (high, after) in itertools.pairwise(points):
+        if before["mean"] and before["mean"] * after["mean"] <= 0:
+            share = before["mean"] / (before["mean"] - after["mean"])
+            at = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+            places.append(f"at about {at:.2g} {unit}, between {low:.3g} and {high:.3g}")
+    first, last = (f"{row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]" if row["low"] is not None else f"{row['mean']:+.4f}"
+                   for _, row in (points[0], points[-1]))
+    ends = f"{b} less {a} goes from {first} bits per byte at {points[0][0]:.3g} {unit} to {last} at {points[-1][0]:.3g}"
+    return f"{ends}: the curves cross {' and '.join(places)}." if places else f"{ends}: the curves do not cross there."
 
 
 def _aligned(found: list[dict]) -> list[dict]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lm.compare import published
+from lm.compare import published, results
 from lm.errors import ConfigError, DataError
 from tests.compare.sweeps import make_sweep
 
@@ -116,6 +116,37 @@ def test_several_sweeps_have_a_table_over_their_budgets(tmp_path):
     assert "-0.0500" in table[0] and "+0.0500" in table[2] and text.count("\n### ") == 3
 
 
+def three_budgets(tmp_path, differences):
+    """A section of lstm less transformer at 1e12, 1e13 and 1e14 training FLOPs."""
+    folders = [make_sweep(tmp_path / str(i), arms=("transformer", "lstm"), budget={"kind": "flops", "amount": 10.0 ** (12 + i)},
+                          score=lambda arm, seed, apart=apart: 2.0 + apart * arm + 0.01 * seed) for i, apart in enumerate(differences)]
+    return published.keep(folders[::-1], title="Which, and where do curves cross?")
+
+
+def test_a_crossing_is_where_a_line_through_logarithms_says(tmp_path):
+    kept = three_budgets(tmp_path, [-0.03, -0.01, 0.03])
+    sweeps = [results.summarise(sweep) for sweep in kept["sweeps"]]
+    text = published.crossings(sweeps)
+    assert f"at about {10 ** 13.25:.2g} training FLOPs, between 1e+13 and 1e+14" in text and text.count("at about") == 1
+    assert text.startswith("lstm less transformer goes from -0.0300 [") and text in published.section(kept)
+    line = published.verdicts([kept])
+    assert line == f"- **[Which, and where do curves cross?](RESULTS.md#which-and-where-do-curves-cross)** {text}"
+    sweeps[1]["ask"]["budget"] = {"kind": "tokens", "amount": 1e6}
+    assert published.crossings(sweeps) == ""
+
+
+def test_curves_that_do_not_cross_are_said_not_to(tmp_path):
+    text = published.crossings([results.summarise(sweep) for sweep in three_budgets(tmp_path, [0.05, 0.02, 0.01])["sweeps"]])
+    assert text.endswith("to +0.0100 [+0.0100, +0.0100] at 1e+14: the curves do not cross there.")
+
+
+def test_the_readme_says_what_the_results_say():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    place = text.split("<!-- results -->\n\n")[1].split("\n\n<!-- end of results -->")[0]
+    assert place == published.verdicts([published.read(file) for file in KEPT]), (
+        "python scripts/report.py --from docs/results/*.json --into=README.md --name=results --verdicts")
+
+
 def test_sweeps_of_other_arms_keep_their_columns(tmp_path):
     folders = [make_sweep(tmp_path / str(i), arms=arms, budget={"kind": "flops", "amount": 10.0 ** (12 + i)})
                for i, arms in enumerate((("rnn", "gru"), ("rnn", "lstm", "gru"), ("lstm", "rnn")))]
@@ -175,6 +206,7 @@ def test_the_command_stores_writes_and_changes_a_place(tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "line"), [
+    (["w", "--verdicts"], "--verdicts are lines for a place in a file"),
     ([], "give work directories, or --from"), (["--from", "a.json", "--title=x"], "--title is for work directories"),
     (["w", "w"], "a work directory is named twice"), (["w", "--name=x"], "give --into=FILE too")])
 def test_wrong_arguments_are_a_line_and_exit_code_2(arguments, line):
