@@ -77,6 +77,14 @@ def load_config(arguments: argparse.Namespace, overrides: dict[str, str]):
     return config.load(arguments.config, overrides)
 
 
+def numbers(flag: str, text: str | None, usual: Sequence[float]) -> tuple[float, ...]:
+    """The numbers of a flag's list, the usual ones where it is not given."""
+    try:
+        return tuple(usual) if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--{flag}={text} is not a list of numbers, such as {','.join(f'{number:g}' for number in usual)}") from error
+
+
 def print_result(result: dict):
     """One JSON object on the last line of standard output."""
     sys.stdout.flush()

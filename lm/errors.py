@@ -37,7 +37,7 @@ class PlanError(LmError):
 
 
 class DiskError(LmError):
-    """A work directory that cannot be written, because the disk is full or read-only (exit code 1)."""
+    """A folder that cannot be written, because the disk is full or read-only (exit code 1)."""
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import jax
 from lm import config as configs
 from lm import models, objectives
 from lm.checkpoint import Checkpoints
+from lm.data.files import read_json, write_json
 from lm.data.prepare import PreparedData, prepare
 from lm.data.tokenizers import Tokenizer, load_tokenizer
 from lm.errors import CheckpointError, ConfigError, DataError, writing
@@ -95,7 +96,7 @@ def start(workdir: pathlib.Path, given, resolved, prepared: PreparedData) -> str
     `given` is the config as it was written, `resolved` has its durations in steps. Returns a note for the user, or "".
     """
     file = workdir / "config.json"
-    note = _check_same(workdir, json.loads(file.read_text()), given, prepared.fingerprint) if file.exists() else ""
+    note = _check_same(workdir, read_json(file), given, prepared.fingerprint) if file.exists() else ""
     write(workdir, given, resolved, prepared.tokenizer, prepared.source_tokenizer, prepared.fingerprint)
     return note
 
@@ -112,9 +113,9 @@ def write(workdir: pathlib.Path, given, resolved, tokenizer: Tokenizer, source_t
         origin = pathlib.Path(resolved.train.init) / "source"
         if resolved.train.init and origin.is_dir():
             shutil.copytree(origin, workdir / "source", dirs_exist_ok=True)
-        _write_json(workdir / "environment.json", environment())
-        _write_json(workdir / "config.json", {"config": configs.to_json(resolved), "given": configs.to_json(given),
-                                              "hash": configs.fingerprint(resolved), "data": data})
+        write_json(workdir / "environment.json", environment())
+        write_json(workdir / "config.json", {"config": configs.to_json(resolved), "given": configs.to_json(given),
+                                             "hash": configs.fingerprint(resolved), "data": data})
 
 
 def _check_same(workdir, stored, given, data_fingerprint) -> str:
@@ -176,9 +177,3 @@ def _git_state() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ("+" if changes else "")
-
-
-def _write_json(path: pathlib.Path, value: dict):
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

@@ -72,7 +72,7 @@ def main(argv):
     if arguments.retry:
         sweep.retry(arguments.workdir)
     planned = sweep.open_sweep(arguments.workdir)
-    check_seconds(arguments, planned.ask.budget)
+    check_machine(arguments, planned.ask.budget)
     if arguments.submit:
         return submit(arguments, planned)
     if not arguments.worker:
@@ -106,31 +106,32 @@ def check_flags(arguments, asked: list[str], overrides):
             raise ConfigError(f"--{one} and --{other} are different things to do: leave one out")
 
 
-def check_seconds(arguments, budget):
-    """ConfigError for what would share the seconds of a budget, or spend those of another machine."""
-    if not budget or budget.kind != "seconds":
+def check_machine(arguments, budget):
+    """ConfigError for what would share the seconds of a budget, or what another machine than this one would measure."""
+    if not budget or budget.kind not in ("seconds", "memory"):
         return
-    if (arguments.workers or 1) > 1 and not arguments.submit:
+    if budget.kind == "seconds" and (arguments.workers or 1) > 1 and not arguments.submit:
         raise ConfigError(f"--workers={arguments.workers} would share the seconds of this machine: a budget of seconds needs --workers=1")
     if arguments.submit or arguments.worker:
-        raise ConfigError("a budget of seconds is measured on the machine that trains, alone: start the command there, without "
+        raise ConfigError(f"a budget of {budget.kind} is measured on the machine that trains, alone: start the command there, without "
                           f"--{'submit' if arguments.submit else 'worker'}")
 
 
 def prepare(arguments, overrides):
     """Writes what is asked and, in a process of its own, which gives the devices back when it ends, what the solver chooses."""
     from lm.compare import ask as asks
-    from lm.compare import sweep
+    from lm.compare import checks, sweep
 
     asked = ask_of(arguments, overrides)
     for entry, _ in asked.entries:
         entry.config()  # a wrong one is said before anything is written
-    check_seconds(arguments, asked.budget)
+    check_machine(arguments, asked.budget)
+    checks.check_new_prompts(arguments.workdir, asked)
     asks.settle(arguments.workdir, asked)
     if sweep.is_planned(arguments.workdir, asked):
         return sweep.check_unchanged(arguments.workdir, asked)
     sweep.size_apart(["-m", "lm.compare.worker", arguments.workdir, "--plan"], f"the arms of {arguments.workdir}",
-                     "make the configs smaller", arguments.debug)
+                     "make the configs smaller", arguments.debug, 1 if arguments.submit else arguments.workers or 1)
 
 
 def ask_of(arguments, overrides):
@@ -143,8 +144,8 @@ def ask_of(arguments, overrides):
     tune = arguments.tune or "rates"
     keys = {"none": None, "rates": "rates"}.get(tune) if tune in ("none", "rates") else tuning.check_keys(tuple(asks.split(tune)))
     usual = tuning.Grid()
-    grid = tuning.check(tuning.Grid(numbers("factors", arguments.factors, usual.factors),
-                                    numbers("shares", arguments.shares, usual.shares)))
+    grid = tuning.check(tuning.Grid(cli.numbers("factors", arguments.factors, usual.factors),
+                                    cli.numbers("shares", arguments.shares, usual.shares)))
     return asks.Ask(entries, references, budgets.parse(arguments.budget) if arguments.budget else None,
                     tokens_of(arguments.tokens), arguments.sizes or "solve",
                     tuple(range(3 if arguments.seeds is None else arguments.seeds)), keys, grid, tuple(arguments.prompts or ()),
@@ -171,14 +172,6 @@ def suites_of(text: str | None) -> tuple[str, ...]:
     return tuple(map(str, entries))
 
 
-def numbers(flag: str, text: str | None, usual: tuple[float, ...]) -> tuple[float, ...]:
-    """The numbers of a list."""
-    try:
-        return usual if text is None else tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigError(f"--{flag}={text} is not a list of numbers, such as {','.join(f'{number:g}' for number in usual)}") from error
-
-
 def submit(arguments, planned):
     """Prints the script that starts workers elsewhere, or runs it."""
     from lm.compare import submit as room
@@ -198,19 +191,37 @@ def report(workdir) -> int:
 
     paths = room.write(workdir)
     results = paths.pop("results")
-    print(results["verdict"])
+    print("\n".join([results["verdict"], *off_memory(results)]))
     failed = [{"arm": arm["name"], **failure} for arm in results["arms"] for failure in arm["failed"]]
     cli.print_result({"report": paths, "verdict": results["verdict"], "table": [row_of(arm) for arm in results["arms"]],
                       "differences": results["differences"], "failed": failed})
     return int(any(not usable(arm["scores"]) for arm in results["arms"]))
 
 
+def off_memory(results: dict) -> list[str]:
+    """A sentence for each arm whose runs took more or less than a budget of memory allows."""
+    from lm.compare.budgets import TOLERANCE, Budget
+
+    budget, told = results["ask"]["budget"], []
+    if not budget or budget["kind"] != "memory":
+        return []
+    for arm in results["arms"]:
+        errors = [Budget(**budget).error(score["memory_bytes"]) for score in arm["scores"] if score.get("memory_bytes")]
+        worst = max(errors, key=abs, default=0.0)
+        if abs(worst) > TOLERANCE and not arm["reference"]:
+            told.append(f"{arm['name']} is {worst:+.1%} off the budget of memory: it was trained on other devices than it was sized on")
+    return told
+
+
 def row_of(arm: dict) -> dict:
-    """An arm in numbers."""
+    """An arm in numbers: what was chosen for it, where its best rate is in the grid and how sharp that is, and what was measured."""
+    from lm.compare.report.tables import sharpness
+
     sized, tuned = arm["sized"] or {}, arm["tuned"] or {}
     row = {"arm": arm["name"], "reference": arm["reference"], "seeds": len(arm["scores"])}
     row |= {name: sized.get(name) for name in ("parameters", "steps", "tokens", "flops", "chosen")}
-    row |= {"tuned": (tuned.get("best") or {}).get("values"), "edge": tuned.get("edge")}
+    row |= {"tuned": (tuned.get("best") or {}).get("values"), "edge": tuned.get("edge"), "sharpness": sharpness(tuned) if tuned else None,
+            "bootstrap": arm.get("bootstrap")}
     return row | arm["summary"]
 
 

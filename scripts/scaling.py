@@ -117,13 +117,14 @@ def trained(arguments, overrides):
         entries = asks.entries(",".join(filter(None, (arguments.config, arguments.against))), overrides)
         for entry in entries:
             entry.config()  # a wrong one is said before anything is written
-        asked = ladder.Ladder(entries, numbers("sizes", arguments.sizes or "0.25,0.5,1,2"), numbers("budgets", arguments.budgets),
-                              arguments.seeds or 1)
+        asked = ladder.Ladder(entries, cli.numbers("sizes", arguments.sizes, (0.25, 0.5, 1, 2)),
+                              cli.numbers("budgets", arguments.budgets, (1e11, 3e11)), arguments.seeds or 1)
         plan(arguments, asked)
     ladder.read(arguments.workdir)
     if arguments.retry:
         sweep.retry(arguments.workdir)
     planned = sweep.open_sweep(arguments.workdir)
+    ladder.check_alike({arm.name: arm.config for arm in planned.arms}, arguments.measure)  # before they are trained
     print(cli.table(sweep.table(arguments.workdir)), flush=True)
     with sweep.Supervisor(planned, arguments.workers or 1, lambda line: print(line, flush=True)) as supervisor:
         if not supervisor.run():
@@ -139,7 +140,7 @@ def plan(arguments, asked):
     from lm.compare import sweep
 
     sweep.size_apart(["-m", "lm.compare.ladder", arguments.workdir, json.dumps(asked.to_json())], "the ladder",
-                     "with fewer or smaller --sizes", arguments.debug)
+                     "with fewer or smaller --sizes", arguments.debug, arguments.workers or 1)
 
 
 def notes_of(workdir) -> list[str]:
@@ -153,14 +154,6 @@ def notes_of(workdir) -> list[str]:
         notes.append(f"the longest run reads its text {often:.2g} times, and the law counts each as new (so often it is {worth}, "
                      "Muennighoff et al. 2023)")
     return notes
-
-
-def numbers(flag: str, text: str) -> tuple[float, ...]:
-    """The numbers of a list."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigError(f"--{flag}={text} is not a list of numbers, such as 1e11,3e11") from error
 
 
 def report(arguments, points, missing: list[str], notes: list[str]):

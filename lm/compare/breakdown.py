@@ -1,4 +1,5 @@
-"""Where a model loses: its nats by document, by position in the row, and by how frequent a token is in the training text."""
+"""Where a model loses: its nats by document, by position in the row, by how frequent a token is in the training text, and by whether it
+has been in the row before."""
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from lm.data.prepare import PreparedData
 from lm.data.store import TokenStore
 
 GROUPS = 10
+SEEN = ("new", "seen token", "seen bigram")  # what `seen` numbers
 _CHUNK = 1 << 24  # tokens counted at once
 
 
@@ -50,6 +52,33 @@ def frequency_groups(shares: np.ndarray) -> np.ndarray:
     return groups
 
 
+def seen(rows: Rows) -> np.ndarray:
+    """Which of SEEN each target [B, T] is, int64: 2 where its bigram (the token before, it) stands earlier in what a model has read of the
+    same document in the row, 1 where the target alone does, 0 where neither does.
+
+    Bigrams seen are the recall hits of Arora et al. 2023 ("Zoology"), who count of them only those that are rare in training: here all
+    count, and as what is said twice is often common, a model without memory has less loss on them too. What tells models apart is how
+    far they differ on them and not on the others. Windows of counted models overlap (`lm.evaluate.likelihood`) and so begin elsewhere than
+    those of others: their counts differ a little. What `rows` pad is void.
+    """
+    targets, before = (part.astype(np.int64) for part in (rows.tokens[:, 1:], rows.tokens[:, :-1]))
+    before = np.where(rows.starts, -1, before)  # bos is no token of the document
+    document = np.arange(targets.size).reshape(targets.shape) - rows.positions  # the place of the document's first target, in the row
+    # A document that began before the row has one token in it that is no target.
+    carried = (rows.segments == rows.segments[:, :1]) & (targets == before[:, :1])
+    known = _repeated(document, targets) | carried
+    return known.astype(np.int64) + _repeated(document, targets, before)
+
+
+def _repeated(*keys: np.ndarray) -> np.ndarray:
+    """Whether the values of all `keys` [B, T] at a place have stood together at an earlier one, in the order of memory."""
+    together = np.zeros(keys[0].size, np.int64)
+    for key in keys:
+        number = np.unique(key.ravel(), return_inverse=True)[1]  # less than the places, as `together` is: their product is an int64
+        _, first, together = np.unique(together * len(number) + number, return_index=True, return_inverse=True)
+    return (first[together] < np.arange(len(together))).reshape(keys[0].shape)
+
+
 class Breakdown:
     """Sums of an evaluation's nats, to be called with each of its batches (`lm.evaluate.likelihood.Evaluator.__call__`)."""
 
@@ -57,6 +86,7 @@ class Breakdown:
         """`groups` [V] is the group, from 1, of each id; see `frequency_groups`."""
         self._groups = groups
         self._by_group, self._tokens = np.zeros(GROUPS), np.zeros(GROUPS, np.int64)
+        self._by_seen, self._tokens_seen = np.zeros(len(SEEN)), np.zeros(len(SEEN), np.int64)
         self._stores: dict[int, tuple[TokenStore, np.ndarray]] = {}
 
     def __call__(self, store: TokenStore, rows: Rows, nats: np.ndarray):
@@ -66,6 +96,9 @@ class Breakdown:
         group = self._groups[rows.tokens[:, 1:][scored]] - 1
         self._by_group += np.bincount(group, values, minlength=GROUPS)
         self._tokens += np.bincount(group, minlength=GROUPS)
+        kind = seen(rows)[scored]
+        self._by_seen += np.bincount(kind, values, minlength=len(SEEN))
+        self._tokens_seen += np.bincount(kind, minlength=len(SEEN))
         _, documents = self._stores.setdefault(id(store), (store, np.zeros(store.num_documents)))
         documents += np.bincount(rows.documents[scored], values, minlength=len(documents))
 
@@ -73,6 +106,11 @@ class Breakdown:
         """[{"decile" from 1 (most frequent), "tokens", "nats_per_token"}] of the deciles that have tokens."""
         return [{"decile": i + 1, "tokens": int(tokens), "nats_per_token": float(nats / tokens)}
                 for i, (nats, tokens) in enumerate(zip(self._by_group, self._tokens, strict=True)) if tokens]
+
+    def recall(self) -> list[dict]:
+        """[{"target": one of SEEN, "tokens", "nats_per_token"}] of those that have tokens."""
+        return [{"target": name, "tokens": int(tokens), "nats_per_token": float(nats / tokens)}
+                for name, nats, tokens in zip(SEEN, self._by_seen, self._tokens_seen, strict=True) if tokens]
 
     def documents(self) -> dict[str, np.ndarray]:
         """{"nats", "bytes"} [documents] of the stores in the order in which they were evaluated, float64 and int64."""

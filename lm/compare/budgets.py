@@ -12,9 +12,10 @@
 | seconds | seconds in steps on this machine; sizes stay as they are written | length, each arm's own |
 
 Steps and batches are the same in all arms, and so the tokens, for all kinds but `seconds`: arms differ in what they make of the same
-text. They share every key of the data that says what a batch is; where the tokenizer is what is compared, lengths are such that all see
-as many bytes. With `flops` and no number of tokens, the first config keeps its size and so decides how many steps the budget is; with
-sizes kept as written, each arm's length follows from its own FLOPs, and tokens differ.
+text. They share every key of the data that says what a batch is, and every key of the evaluation that says what a score is of. Where the
+tokenizer is what is compared, none may lose text, and lengths are such that all see as many bytes; a number of tokens is then the first
+config's. With `flops` and no number of tokens, the first config keeps its size and so decides how many steps the budget is; with sizes
+kept as written, each arm's length follows from its own FLOPs, and tokens differ.
 """
 
 import math
@@ -35,6 +36,8 @@ TOLERANCE = 0.01
 TOKENIZER_KEYS = tuple(f"data.{leaf}" for leaf in (
     "tokenizer", "vocab_size", "source_tokenizer", "source_vocab_size", "joint_tokenizer", "min_count", "lower_case", "allow_lossy",
     "bos_token", "eos_token", "prompt_bos", "chat_template", "tokenizer_sample_bytes", "tokenizer_seed"))
+# Keys that say of which text a score is, and how much of it a token may be told by.
+SCORE_KEYS = ("eval.split", "eval.max_tokens", "eval.context", "eval.stride")
 
 
 class Budget(NamedTuple):
@@ -71,18 +74,20 @@ def parse(text: str) -> Budget:
 
 
 def check_same_data(configs: dict) -> list[str]:
-    """Keys of the tokenizer in which configs {name: config} differ. ConfigError where they differ in other keys that make batches."""
+    """Keys of the tokenizer in which configs {name: config} differ. ConfigError where they differ in other keys that make batches, or in
+    what their scores are of."""
     names = list(configs)
     flat = {name: flatten(config) for name, config in configs.items()}
     tokenizers = []
     for key, described in SCHEMA.items():
-        if not key.startswith("data.") or described.resume == "free":
+        if key not in SCORE_KEYS and (not key.startswith("data.") or described.resume == "free"):
             continue
         other = next((name for name in names if flat[name][key] != flat[names[0]][key]), None)
         if other is None:
             continue
         if key not in TOKENIZER_KEYS:
-            raise ConfigError(f"{names[0]} has {key}={flat[names[0]][key]} and {other} {key}={flat[other][key]}: arms of a comparison see "
-                              "the same batches, so give both the same value")
+            shared = "are scored on the same text in the same way" if key in SCORE_KEYS else "see the same batches"
+            raise ConfigError(f"{names[0]} has {key}={flat[names[0]][key]} and {other} {key}={flat[other][key]}: arms of a comparison "
+                              f"{shared}, so give both the same value")
         tokenizers.append(key)
     return tokenizers

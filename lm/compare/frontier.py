@@ -39,13 +39,9 @@ class Frontier:
         """The loss that so many FLOPs reach."""
         return np.exp(self.solution[0]) + np.exp(self.solution[1] - self.solution[2] * np.log(flops))
 
-    def flops_for(self, loss, solution: np.ndarray | None = None) -> np.ndarray:
-        """The FLOPs that reach a loss [...], infinite where none do; of solutions [resamples, 3] where given, [resamples, ...]."""
-        with np.errstate(over="ignore"):
-            return np.exp(self.log_flops_for(loss, solution))
-
     def log_flops_for(self, loss, solution: np.ndarray | None = None) -> np.ndarray:
-        """Their logarithm, which is finite where they are too many for a float."""
+        """The logarithm of the FLOPs that reach a loss [...], infinite where none do and finite where they are too many for a float; of
+        solutions [resamples, 3] where given, [resamples, ...]."""
         e, c, g = self.solution if solution is None else solution.T[..., None]
         with np.errstate(divide="ignore"):
             return (c - np.log(np.maximum(np.asarray(loss) - np.exp(e), 0))) / g

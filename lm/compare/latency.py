@@ -14,9 +14,9 @@ _SEED = 0
 _ENDLESS = -1  # stands for the end of a document, so that no row ends before its last token
 
 
-def decodes(run: Run) -> bool:
-    """Whether a run's model continues a text."""
-    return isinstance(run.model, LanguageModel) and not run.objective.paired
+def decodes(model, objective) -> bool:
+    """Whether a model with its objective continues a text."""
+    return isinstance(model, LanguageModel) and not objective.paired
 
 
 def decode_latency(run: Run, params, repeats: int = 5) -> dict | None:
@@ -25,7 +25,7 @@ def decode_latency(run: Run, params, repeats: int = 5) -> dict | None:
     A token's time is that of all new ones less that of the first, the prompt's is that to its first new token. The prompt is drawn at
     random: what it says costs nothing.
     """
-    if not decodes(run):
+    if not decodes(run.model, run.objective):
         return None
     length = max(1, min(PROMPT, run.config.data.context // 2))
     new = max(2, min(NEW, run.config.data.context // 2))

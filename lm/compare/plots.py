@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from lm.compare import verdict
+from lm.compare.breakdown import SEEN
 from lm.errors import ConfigError
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#a6761d")
@@ -74,27 +75,28 @@ def curves(frame, x: str = "tokens", y: str = "loss", ax=None, style: dict | Non
     return finish(ax, LABELS.get(x, x), LABELS.get(y, y))
 
 
-def learning_rates(frame, ax=None, edge: str | None = None, key: str = "the learning rate"):
-    """Scores of trials against the factor on the rates that the config has, a line a rung; the best of the last rung is ringed, what
-    diverged is a cross at the top, and an optimum at an `edge` ("low", "high") of the grid is marked.
+def learning_rates(frame, ax=None, edge: str | None = None, key: str = "the learning rate", best: float | None = None):
+    """Scores of trials against the factor on what the config has of a `key`, a line a rung; the `best` factor, by default that of the last
+    rung with a score, is ringed. At the top what diverged is a cross and what failed otherwise a plus, and an optimum at an `edge` ("low",
+    "high") of the grid is marked.
 
     `frame` has the columns rung, share, factor, score, diverged (`lm.compare.results.profile_frame`).
     """
     _columns(frame, ("rung", "share", "factor", "score", "diverged"))
     ax = axes(ax)
-    lost = frame["diverged"].astype(bool) | frame["score"].isna()
-    good = frame[~lost]
+    diverged = frame["diverged"].astype(bool)
+    failed = ~diverged & frame["score"].isna()
+    good = frame[~diverged & ~failed]
     top = good["score"].max() if len(good) else 1.0
     for number, (_, rows) in enumerate(good.groupby("rung")):
         rows = rows.sort_values("factor")
         ax.plot(rows["factor"], rows["score"], color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)], markersize=4,
                 linewidth=1.3, label=f"{rows['share'].iloc[0]:.0%} of the tokens")
-    if lost.any():
-        ax.plot(frame[lost]["factor"], [top] * int(lost.sum()), linestyle="", marker="x", color=INK, label="diverged")
+    for lost, marker, label in ((diverged, "x", "diverged"), (failed, "+", "failed")):
+        if lost.any():
+            ax.plot(frame[lost]["factor"], [top] * int(lost.sum()), linestyle="", marker=marker, color=INK, label=label)
     if len(good):
-        last = good[good["rung"] == good["rung"].max()]
-        best = last.loc[last["score"].idxmin()]
-        ax.plot([best["factor"]], [best["score"]], marker="o", markersize=11, markerfacecolor="none", markeredgecolor=INK, linestyle="")
+        _ring(ax, good, best)
         if edge:
             ax.axvspan(*_edge(frame["factor"], edge), color=COLOURS[1], alpha=0.18, linewidth=0, label=f"at the {edge} edge")
     ax.set_xscale("log", base=2)
@@ -102,6 +104,14 @@ def learning_rates(frame, ax=None, edge: str | None = None, key: str = "the lear
     ax.set_xticks(factors, [f"{factor:g}" for factor in factors])
     ax.xaxis.set_minor_locator(NullLocator())
     return finish(ax, f"times {key} of the config", "bits per byte")
+
+
+def _ring(ax, good, best: float | None):
+    """A ring around a factor's last score, or around the best score of the last rung."""
+    of_best = good if best is None else good[good["factor"] == best]
+    last = of_best[of_best["rung"] == of_best["rung"].max()]
+    row = last.loc[last["score"].idxmin()]
+    ax.plot([row["factor"]], [row["score"]], marker="o", markersize=11, markerfacecolor="none", markeredgecolor=INK, linestyle="")
 
 
 def position(frame, ax=None, style: dict | None = None, context: int | None = None):
@@ -127,6 +137,26 @@ def frequency(frame, ax=None, style: dict | None = None):
     _lines(ax, frame, "decile", style)
     ax.set_xticks(sorted(set(frame["decile"])))
     return finish(ax, "decile of the training text, by how frequent the token is", LABELS["nats_per_token"])
+
+
+def recall(frame, ax=None, style: dict | None = None):
+    """Loss by what the row had of the target before (SEEN of `lm.compare.breakdown`), a line an arm, mean over seeds.
+
+    `frame` has the columns arm, target, nats_per_token.
+    """
+    _columns(frame, ("arm", "target", "nats_per_token"))
+    names = [name for name in SEEN if name in set(frame["target"])]
+    return _named(axes(ax), frame, names, style, "target, by what the row had of it before")
+
+
+def copy(frame, ax=None, style: dict | None = None):
+    """What a run of text costs and what it costs said again, a line an arm, mean over seeds.
+
+    `frame` has the columns arm, first, second.
+    """
+    _columns(frame, ("arm", "first", "second"))
+    frame = frame.melt(["arm"], ["first", "second"], "target", "nats_per_token")
+    return _named(axes(ax), frame, ["first", "second"], style, "half of a row that says a run of text twice")
 
 
 def forest(differences: list[dict], ax=None, style: dict | None = None):
@@ -225,6 +255,14 @@ def finish(ax, across: str, up: str):
     if len(once) > 1:
         ax.legend(once.values(), once.keys(), frameon=False, fontsize=LETTERS - 0.5, labelcolor=INK, handlelength=2.4)
     return ax
+
+
+def _named(ax, frame, names, style, across: str):
+    """Losses of targets that have names, across in the order of these."""
+    _lines(ax, frame.assign(place=frame["target"].map(names.index)), "place", style)
+    ax.set_xticks(range(len(names)), names)
+    ax.set_xlim(-0.3, len(names) - 0.7)
+    return finish(ax, across, LABELS["nats_per_token"])
 
 
 def _lines(ax, frame, x, style):

@@ -10,7 +10,7 @@ import io
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -66,10 +66,6 @@ class Points:
         """Parameters and tokens, [points, 2]."""
         return np.stack([self.parameters, self.tokens], axis=1)
 
-    def with_loss(self, loss: np.ndarray) -> "Points":
-        """The same with other losses [points]."""
-        return dataclasses.replace(self, loss=loss)
-
     def flops_factor(self) -> tuple[float, float, float]:
         """(median, least, most) FLOPs of a parameter and token."""
         factors = self.flops / (self.parameters * self.tokens)
@@ -114,12 +110,6 @@ def of_rows(rows: Iterable[dict], whence: str = "points") -> Points:
         arrays["flops"] = FLOPS_PER_PARAMETER_AND_TOKEN * arrays["parameters"] * arrays["tokens"]
     texts = {name: np.array([_text(row.get(name)) for row in rows], dtype=object) for name in ("family", "seed", "run")}
     return Points(**arrays, **texts, counted=bool(known))
-
-
-def joined(parts: Sequence[Points]) -> Points:
-    """All points of several."""
-    rows = [row for part in parts for row in part.rows()]
-    return dataclasses.replace(of_rows(rows), counted=all(part.counted for part in parts))
 
 
 def read(path: str | pathlib.Path) -> Points:

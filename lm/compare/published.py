@@ -19,7 +19,8 @@ from lm.errors import ConfigError, DataError
 
 VERSION = 1
 # Breakdowns of the loss that a section can show: {name: what its buckets are}.
-SHOWN = {"position": "place in the row", "frequency": "decile of frequency"}
+SHOWN = {"position": "place in the row", "frequency": "decile of frequency", "recall": "what the row had of the target before",
+         "copy": "halves of rows that say a run of text twice"}
 _ASK = ("configs", "references", "budget", "tokens", "sizes", "seeds", "tune", "prompts", "suites", "together")
 _SCORE = ("seed", "run", "hash", "commit", "machine", "bits_per_byte", "nats_per_token", "stderr", "tokens", "bytes", "documents",
           "diverged", "memory_bytes", "task")
@@ -175,8 +176,7 @@ def breakdown(sweep: dict, kind: str) -> list[dict]:
     """A row an arm, a column a bucket: the mean loss over seeds."""
     found = []
     for arm in sweep["arms"]:
-        buckets = [{_bucket(bucket): bucket["nats_per_token"] for bucket in score.get(kind) or ()}
-                   for score in results.usable(arm["scores"])]
+        buckets = [tables.by_bucket(score, kind) for score in results.usable(arm["scores"])]
         names = dict.fromkeys(name for one in buckets for name in one)
         means = {name: [one[name] for one in buckets if one.get(name) is not None] for name in names}
         found.append({"arm": arm["name"]} | {name: f"{sum(values) / len(values):.3f}" for name, values in means.items() if values})
@@ -228,12 +228,6 @@ def _run_row(run) -> dict:
 
 def _failed(sweep) -> list[str]:
     return [f"{row['run']} ({row['error']})" for arm in sweep["arms"] for row in arm["failed"]]
-
-
-def _bucket(bucket) -> str:
-    if "decile" in bucket:
-        return str(bucket["decile"])
-    return f"{bucket['from']}" if bucket["from"] == bucket["to"] else f"{bucket['from']}-{bucket['to']}"
 
 
 def _edge(arm) -> str:

@@ -5,9 +5,11 @@ import math
 import pathlib
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from lm.compare import statistics
+from lm.compare import statistics, tuning
 from lm.compare.ask import FILE as ASK
+from lm.compare.checks import ARM
 from lm.compare.statistics import LEVEL
 from lm.compare.tasks import FAILED, SCORE, TUNED
 from lm.compare.verdict import difference_text, verdict
@@ -37,11 +39,13 @@ def gather(workdir) -> dict:
     ask = read_json(workdir / ASK)
     entries = [(entry, False) for entry in ask["configs"]] + [(entry, True) for entry in ask.get("references", [])]
     arms = [_arm(workdir, entry["name"], reference, ask) for entry, reference in entries]
+    documents = {arm["name"]: _documents(workdir, arm) for arm in arms}
+    arms = [arm | {"bootstrap": _own_bootstrap(documents[arm["name"]])} for arm in arms]
     scores = [score for arm in arms for score in arm["scores"]]
     found = {"ask": ask, "environment": _optional(workdir / scores[0]["run"] / "environment.json") if scores else None,
              "commits": sorted({score["commit"] for score in scores if score["commit"]}),
              "machines": sorted({score["machine"] for score in scores if score["machine"]}),
-             "text": _text(workdir, arms), "arms": arms, "bootstrap": _bootstraps(workdir, arms), "missing": _missing(ask, arms),
+             "text": _text(workdir, arms), "arms": arms, "bootstrap": _bootstraps(arms, documents), "missing": _missing(ask, arms),
              "curves": [_curve(workdir, arm, score) for arm in arms for score in arm["scores"]],
              "config_differences": _config_differences(workdir, arms), "cost": _cost(workdir, arms)}
     return summarise(found)
@@ -83,12 +87,19 @@ def profile_frame(tuned: dict):
 
 
 def breakdown_frame(results: dict, kind: str):
-    """Loss by "position" (of a row) or "frequency" (of the target in training), a row for each arm, seed and bucket, as a pandas frame."""
+    """Loss by "position" (of a row), "frequency" (of the target in training) or "recall" (whether the target was in the row before), a row
+    for each arm, seed and bucket, as a pandas frame; of "copy" (`lm.compare.copying`) a row for each arm and seed."""
     import pandas
 
     rows = [{"arm": arm["name"], "seed": score["seed"]} | bucket
-            for arm in results["arms"] for score in arm["scores"] for bucket in score.get(kind) or ()]
+            for arm in results["arms"] for score in arm["scores"] for bucket in buckets(score, kind)]
     return pandas.DataFrame(rows)
+
+
+def buckets(score: dict, kind: str) -> list[dict]:
+    """What a score has of a breakdown, [] where it has nothing, as one from before there was this breakdown."""
+    found = score.get(kind) or []
+    return [found] if isinstance(found, dict) else found
 
 
 def usable(scores: list[dict]) -> list[dict]:
@@ -125,8 +136,15 @@ def _arm(workdir, name, reference, ask) -> dict:
     tuned = _optional(root / TUNED)
     if tuned and tuned["best"] is None:
         failed.append({"run": str((root / "tune").relative_to(workdir)), "error": _untuned(tuned)})
-    return {"name": name, "reference": reference, "sized": _optional(root / "sized.json"), "tuned": tuned, "scores": scores,
-            "failed": failed}
+    return {"name": name, "reference": reference, "sized": _optional(root / "sized.json"), "tuned": tuned,
+            "untuned": tuned is None and not reference and bool(ask.get("tune")) and _has_rates(root, ask["tune"]["keys"]),
+            "scores": scores, "failed": failed}
+
+
+def _has_rates(root, keys) -> bool:
+    """Whether an arm has something to tune, as far as it is planned: what is counted has not, nor has what EM trains."""
+    planned = _optional(root / ARM)
+    return planned is None or bool(tuning.keys_of(ConfigDict(planned["config"]), keys))
 
 
 def _untuned(tuned) -> str:
@@ -147,21 +165,22 @@ def _missing(ask, arms) -> list[str]:
         hopeless = arm["tuned"] and arm["tuned"]["best"] is None
         left = [str(seed) for seed in ask["seeds"] if not hopeless and seed not in there and str(seed) not in failed]
         what = ["its size"] if arm["sized"] is None else []
-        what += ["tuning"] if ask.get("tune") and not arm["reference"] and arm["tuned"] is None and left else []
+        what += ["tuning"] if arm["untuned"] and left else []
         what += [f"seed{'s' if len(left) > 1 else ''} {', '.join(left)}"] if left else []
         sentences += [f"{arm['name']}: {', '.join(what)}"] if what else []
     return sentences
 
 
 def _text(workdir, arms) -> dict | None:
-    """What the scores are of, by the first run that has one."""
+    """What the scores are of, by the first run that has one, and the arms whose tokenizer has lost some of it."""
+    lossy = [arm["name"] for arm in arms if any(score.get("tokenizer_lossless") is False for score in arm["scores"])]
     for arm in arms:
         for score in arm["scores"]:
             config = (_optional(workdir / score["run"] / "config.json") or {}).get("config")
             if config:
                 source = config["data"]["source"]
                 return {"source": source if isinstance(source, str) else ", ".join(source), "split": config["eval"]["split"],
-                        "bytes": score.get("bytes"), "documents": score.get("documents")}
+                        "bytes": score.get("bytes"), "documents": score.get("documents"), "lossy": lossy}
     return None
 
 
@@ -199,18 +218,32 @@ def _correct(rows: list[dict]):
         row["separated"] = row["p_holm"] is not None and row["p_holm"] <= 1 - LEVEL
 
 
-def _bootstraps(workdir, arms) -> list[dict]:
+def _bootstraps(arms, documents) -> list[dict]:
     """Intervals of differences over seeds and documents together, for pairs whose runs have kept their documents."""
     rows = []
-    for a, b in itertools.combinations([arm for arm in arms if not arm["reference"]], 2):
-        first, second = _documents(workdir, a), _documents(workdir, b)
+    for a, b in itertools.combinations([arm["name"] for arm in arms if not arm["reference"]], 2):
+        first, second = documents[a], documents[b]
         seeds = [seed for seed in first if seed in second]
-        if not seeds or any(not np.array_equal(first[seeds[0]][1], kept[seed][1]) for kept in (first, second) for seed in seeds):
+        if not seeds or not _of_one_text([kept[seed] for kept in (first, second) for seed in seeds]):
             continue
         nats = [np.stack([kept[seed][0] for seed in seeds]) for kept in (first, second)]
         found = statistics.bootstrap_documents(*nats, first[seeds[0]][1], LEVEL, RESAMPLES)
-        rows.append({"a": a["name"], "b": b["name"], "low": found.low, "high": found.high, "documents": found.n})
+        rows.append({"a": a, "b": b, "low": found.low, "high": found.high, "documents": found.n})
     return rows
+
+
+def _own_bootstrap(kept: dict) -> dict | None:
+    """The interval of an arm's score over seeds and documents together, {"low", "high", "documents"}; None where no run kept them."""
+    rows = list(kept.values())
+    if not rows or not _of_one_text(rows):
+        return None
+    found = statistics.bootstrap_score(np.stack([nats for nats, _ in rows]), rows[0][1], LEVEL, RESAMPLES)
+    return {"low": found.low, "high": found.high, "documents": found.n}
+
+
+def _of_one_text(rows) -> bool:
+    """Whether documents of several runs have the same bytes."""
+    return all(np.array_equal(rows[0][1], sizes) for _, sizes in rows)
 
 
 def _documents(workdir, arm) -> dict[int, tuple[np.ndarray, np.ndarray]]:

@@ -88,7 +88,7 @@ class LoadedRun:
         from lm.compare.latency import decodes
         from lm.generate import Sampling
 
-        if not decodes(self.run):
+        if not decodes(self.run.model, self.run.objective):
             raise ConfigError(f"{self.workdir} has model.name={self.config.model.name}, which does not continue a text")
         (done,) = self._generator([prompt], max_tokens, Sampling(temperature=temperature), seed=seed)
         return self.tokenizer.continuation(done.tokens)

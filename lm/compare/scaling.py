@@ -1,6 +1,5 @@
 """Points of one or more families to what can be said of them: laws, minima, a held-out prediction, frontiers and a page."""
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +8,7 @@ from lm import cli
 from lm.compare import frontier, isoflop, laws, statistics
 from lm.compare.points import Points
 from lm.compare.statistics import Estimate
+from lm.data.files import finite
 from lm.errors import ConfigError, DataError
 
 # How far beyond the largest budget the best use of FLOPs is told.
@@ -45,7 +45,7 @@ def analyse(points: Points, hold_out: str = "largest", resamples: int = laws.RES
         raise DataError(f"nothing can be fitted to {len(points)} points. {first['law']['error']}. {first['isoflop']['error']}")
     first, *others = points.families
     pairs = [_compared(frontiers, first, other, loss) for other in others]
-    return _finite({"points": len(points), "counted": points.counted, "level": level, "families": families, "comparisons": pairs})
+    return finite({"points": len(points), "counted": points.counted, "level": level, "families": families, "comparisons": pairs})
 
 
 def _tried(make: Callable[[], dict]) -> dict:
@@ -109,15 +109,6 @@ def _compared(frontiers: dict, first: str, other: str, loss: float | None) -> di
 
 def _plain(estimates: dict[str, Estimate]) -> dict:
     return {name: estimate._asdict() for name, estimate in estimates.items()}
-
-
-def _finite(value):
-    """The value with None for every number that is not finite, for JSON."""
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def page(result: dict, measure: str) -> str:

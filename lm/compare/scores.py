@@ -8,6 +8,7 @@ import numpy as np
 
 from lm import cli
 from lm.compare import breakdown
+from lm.compare.copying import copy_probe
 from lm.compare.costs import costs
 from lm.compare.latency import decode_latency, decodes
 from lm.compare.measured import step_memory
@@ -30,10 +31,11 @@ _OF_LINE = ("kind", "seconds", "data")
 def score(workdir, full: bool = True, prompts: Sequence[str] = (), suites: Sequence[str] = (), diverged: bool = False) -> dict:
     """What there is to say of a trained run: {"step", "diverged", "seed", "train": `lm.compare.costs.costs`, ...its evaluation}.
 
-    With `full` also "position", "frequency" (`lm.compare.breakdown`; nats and bytes of each document go to scores/documents.npz),
-    "memory_bytes", "decode" (`lm.compare.latency`), "suites" {"NAME:FILE": {"measure", "value", "stderr"}} of entries such as
-    "choice:FILE.jsonl", and "samples" [{"prompt", "text", "temperature"}]. Without it the evaluation of the last step is that of
-    training, if there was one. A run that `diverged`, as its caller knows or its evaluation says, has no more than its costs.
+    With `full` also "position", "frequency", "recall" (`lm.compare.breakdown`; nats and bytes of each document go to
+    scores/documents.npz), "copy" (`lm.compare.copying`), "memory_bytes", "decode" (`lm.compare.latency`), "suites" {"NAME:FILE":
+    {"measure", "value", "stderr"}} of entries such as "choice:FILE.jsonl", and "samples" [{"prompt", "text", "temperature"}]. Without it
+    the evaluation of the last step is that of training, if there was one. A run that `diverged`, as its caller knows or its evaluation
+    says, has no more than its costs.
     """
     run = open_run(workdir)
     lines = read_lines(run.workdir / "metrics.jsonl")
@@ -71,22 +73,25 @@ def _last_evaluation(run: Run, lines: list[dict]) -> dict | None:
 
 
 def _evaluated(run: Run) -> dict:
-    """The evaluation of the whole split with its breakdown, as far as what the objective can report has parts."""
+    """The evaluation of the whole split with its breakdown and the copy probe, as far as what the objective can report has parts."""
     split = run.config.eval.split
     if split == "none" or not run.objective.scores_text:
         raise ConfigError(f"{run.workdir} has eval.split={split} and objective.name={run.config.objective.name}: there is nothing to score "
                           "it by")
     if run.objective.measure != "likelihood":
         evaluation = _clean(evaluate_run(run.workdir, split=split))
-        return evaluation | {"position": breakdown.positions(evaluation.get("loss_by_position", {})), "frequency": []}
-    shares = breakdown.token_shares(run.prepare(), run.objective.vocab_size, run.config.data)
+        return evaluation | {"position": breakdown.positions(evaluation.get("loss_by_position", {})), "frequency": [], "recall": [],
+                             "copy": None}
+    prepared = run.prepare()
+    shares = breakdown.token_shares(prepared, run.objective.vocab_size, run.config.data)
     parts = breakdown.Breakdown(breakdown.frequency_groups(shares))
     evaluation = _clean(evaluate_run(run.workdir, split=split, tell=parts))
     arrays = io.BytesIO()
     np.savez(arrays, **parts.documents())
     with atomic_file(run.workdir / DOCUMENTS) as file:
         file.write(arrays.getvalue())
-    return evaluation | {"position": breakdown.positions(evaluation["loss_by_position"]), "frequency": parts.frequency()}
+    return evaluation | {"position": breakdown.positions(evaluation["loss_by_position"]), "frequency": parts.frequency(),
+                         "recall": parts.recall(), "copy": copy_probe(run, run.objective.stores(prepared, split))}
 
 
 def _more(run: Run, trained: list[dict], prompts: Sequence[str], suites: Sequence[str]) -> dict:
@@ -133,7 +138,7 @@ def _first_measure(values: dict) -> dict:
 
 def samples(run: Run, params, prompts: Sequence[str]) -> list[dict]:
     """[{"prompt", "text", "temperature"}]: each prompt continued greedily and, with a seed of its own, by chance; [] without decoding."""
-    if not decodes(run):
+    if not decodes(run.model, run.objective):
         return []
     generator = Generator(run.model, params, run.tokenizer, prefix=run.objective.bidirectional_prompts)
     found = []

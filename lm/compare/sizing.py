@@ -183,8 +183,8 @@ def _set_lengths(arms: list[_Arm], shown: list[_Arm], budget, tokens, sizes: str
         first.steps = durations.to_steps("train.steps", first.config.train.steps, facts)
     _follow(first, [*arms[1:], *shown], differing)
     if kind == "tokens":
-        for arm in arms:
-            arm.met = arm.steps * arm.meter.tokens_per_step
+        for arm in arms:  # as many bytes may be other numbers of tokens: what is held equal are the first config's
+            arm.met = arm.steps / _steps_for_one(first, arm, differing) * first.meter.tokens_per_step
 
 
 def _check_seconds(arms: list[_Arm], budget: Budget):
@@ -206,12 +206,23 @@ def _whole(arm: _Arm, budget: Budget, each: float) -> int:
 
 
 def _follow(first: _Arm, others: list[_Arm], differing: list[str]):
-    """The others train on what the first trains on: as many steps, or where tokenizers differ as many bytes."""
+    """The others train on what the first trains on: as many steps, or where tokenizers differ as many bytes. ConfigError where whole steps
+    of an arm miss that."""
     for arm in others:
-        share = 1.0
-        if differing and first.meter.bytes_per_token and arm.meter.bytes_per_token:
-            share = first.meter.bytes_per_token * first.meter.tokens_per_step / (arm.meter.bytes_per_token * arm.meter.tokens_per_step)
+        share = _steps_for_one(first, arm, differing)
         arm.steps = max(1, round(first.steps * share))
+        error = arm.steps / (first.steps * share) - 1
+        if abs(error) > TOLERANCE and not arm.reference:
+            enough = math.ceil(1 / (2 * TOLERANCE * share)) * first.meter.tokens_per_step
+            raise ConfigError(f"{arm.name} sees as many bytes of text as {first.name} in {first.steps * share:.2f} steps, and {arm.steps} "
+                              f"miss that by {error:+.1%}: ask for longer runs, such as {enough:.0f} tokens of {first.name}")
+
+
+def _steps_for_one(first: _Arm, arm: _Arm, differing: list[str]) -> float:
+    """Steps in which an arm sees what the first sees in one."""
+    if not (differing and first.meter.bytes_per_token and arm.meter.bytes_per_token):
+        return 1.0
+    return first.meter.bytes_per_token * first.meter.tokens_per_step / (arm.meter.bytes_per_token * arm.meter.tokens_per_step)
 
 
 def _set_sizes(arm: _Arm, budget: Budget | None, sizes: str, memory, keeps: bool):
@@ -269,9 +280,10 @@ def _text(arm: _Arm, budget: Budget | None, account, differing: list[str], first
     told = [f"{arm.name}: {'re-sized, ' + changed if changed else 'sizes as written'}"]
     if account.parameters is not None:
         told.append(f"{account.parameters:,} parameters counted from {account.text}")
-    if budget:
-        told.append(f"{_amount(arm.met)} of {_amount(budget.amount)} {KINDS[budget.kind]} ({budget.error(arm.met):+.2%})")
     tokens = round(arm.steps * account.tokens_per_step)
+    if budget:
+        whose = f" of {first.name}" if budget.kind == "tokens" and round(arm.met) != tokens else ""
+        told.append(f"{_amount(arm.met)} of {_amount(budget.amount)} {KINDS[budget.kind]}{whose} ({budget.error(arm.met):+.2%})")
     told.append(f"{arm.steps:,} steps of {account.tokens_per_step:,.6g} tokens, {tokens:,} in all")
     if arm is not first and tokens != round(first.steps * first.meter.tokens_per_step):
         told.append(f"not the {round(first.steps * first.meter.tokens_per_step):,} of {first.name}")

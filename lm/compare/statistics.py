@@ -98,43 +98,39 @@ def of_draws(value: float, draws: np.ndarray, level: float = LEVEL) -> Estimate:
     return Estimate(value, low, high)
 
 
-def bootstrap_difference(a: ArrayLike, b: ArrayLike, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0,
-                         method: str = "BCa") -> Bootstrap:
-    """The mean of b - a over pairs [n] with a bootstrap interval over pairs, "BCa" or "percentile" (Efron & Tibshirani 1993, chapters 13
-    and 14).
-
-    Of fewer than about ten pairs it is too narrow, of three less than half as wide as it should be: believe the t interval there.
-    DataError as `paired_difference`.
-    """
-    differences = _differences(a, b)
-    mean, n = float(differences.mean()), len(differences)
-    if n == 1:
-        return Bootstrap(mean, None, None, None, 1)
-    if _deviation(differences) == 0:
-        return Bootstrap(mean, mean, mean, 0.0, n)
-    found = scipy.stats.bootstrap((differences,), np.mean, confidence_level=level, n_resamples=resamples, method=method,
-                                  rng=np.random.default_rng(seed))
-    low, high = found.confidence_interval
-    return Bootstrap(mean, float(low), float(high), float(found.standard_error), n)
-
-
 def bootstrap_documents(nats_a: ArrayLike, nats_b: ArrayLike, sizes: ArrayLike, level: float = LEVEL, resamples: int = RESAMPLES,
                         seed: int = 0) -> Bootstrap:
-    """The difference b - a in bits per byte over nats [seeds, documents] and bytes `sizes` [documents], with a percentile interval.
+    """The difference b - a in bits per byte over nats [seeds, documents] and bytes `sizes` [documents]; see `bootstrap_score`.
+
+    What is drawn is drawn for both arms. DataError also where the two are not of one shape.
+    """
+    return bootstrap_score(_finite(nats_b, "nats of b", 2) - _like(nats_a, nats_b), sizes, level, resamples, seed)
+
+
+def bootstrap_score(nats: ArrayLike, sizes: ArrayLike, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Bootstrap:
+    """Bits per byte of nats [seeds, documents] over bytes `sizes` [documents], with a percentile interval.
 
     Seeds and documents are drawn at once, each with replacement (the pigeonhole bootstrap, Owen 2007: a little too wide rather than too
-    narrow), for both arms the same ones; so the interval is about other seeds and other texts. With one seed it is about texts alone, and
-    with one document about seeds alone; with one of each there is none. `n` is the number of documents. DataError for other shapes, values
-    that are not finite, and texts without bytes.
+    narrow); so the interval is about other seeds and other texts. Over seeds alone nothing here draws: of fewer than about ten such an
+    interval is too narrow, of three less than half as wide as it should be, and Student's t is what to believe. With one seed this one is
+    about texts alone, and with one document about seeds alone; with one of each there is none. `n` is the number of documents. DataError
+    for other shapes, values that are not finite, and texts without bytes.
     """
-    nats, sizes = _finite(nats_b, "nats of b", 2) - _like(nats_a, nats_b), _finite(sizes, "bytes")
+    nats, sizes = _finite(nats, "nats", 2), _finite(sizes, "bytes")
     seeds, documents = nats.shape
     if sizes.shape != (documents,) or sizes.sum() <= 0 or sizes.min() < 0:
         raise DataError(f"{documents} documents have nats, and {len(sizes)} have bytes ({sizes.sum():g} in all): give the bytes of each")
     mean = float(nats.sum() / seeds / sizes.sum() / math.log(2))
     if nats.size == 1:
         return Bootstrap(mean, None, None, None, 1)
-    generator, found = np.random.default_rng(seed), []
+    drawn = _drawn(nats, sizes, resamples, np.random.default_rng(seed))
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Bootstrap(mean, float(low), float(high), float(drawn.std(ddof=1)), documents)
+
+
+def _drawn(nats: np.ndarray, sizes: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """Bits per byte [resamples, less those without bytes] of seeds and documents that are drawn."""
+    (seeds, documents), found = nats.shape, []
     block = max(1, _BLOCK // documents)
     for start in range(0, resamples, block):
         count = min(block, resamples - start)
@@ -143,9 +139,7 @@ def bootstrap_documents(nats_a: ArrayLike, nats_b: ArrayLike, sizes: ArrayLike, 
         drawn_bytes = of_documents @ sizes
         drawn_nats = ((of_seeds @ nats) * of_documents).sum(1)[drawn_bytes > 0]  # a text may be empty
         found.append(drawn_nats / drawn_bytes[drawn_bytes > 0] / math.log(2))
-    drawn = np.concatenate(found)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Bootstrap(mean, float(low), float(high), float(drawn.std(ddof=1)), documents)
+    return np.concatenate(found)
 
 
 def power_of(n: int, difference: float, sd: float, level: float = LEVEL) -> float:

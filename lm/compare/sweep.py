@@ -6,8 +6,10 @@ loads no JAX: it starts another where one is killed, and says what is finished a
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from lm import config as configs
 from lm.compare import ask as asks
-from lm.compare import progress, tasks, tuning, worker
+from lm.compare import checks, progress, tasks, tuning, worker
 from lm.compare.ask import Ask
 from lm.compare.tasks import Arm, Task
 from lm.config import durations
@@ -24,9 +26,7 @@ from lm.config.model_keys import COUNTED
 from lm.data.files import read_json, write_json
 from lm.errors import ConfigError, ProcessError, writing
 
-SIZED, ARM = "sized.json", "arm.json"
-# Measures of objectives (`lm.objectives.Objective.measure`) that have bits per byte.
-SCORED = ("likelihood", "translation")
+SIZED, ARM = "sized.json", checks.ARM
 # Seconds between two looks of the process that starts the workers.
 POLL = 0.5
 # Seconds that a worker has to save its run when it is told to end.
@@ -67,6 +67,7 @@ def compare(ask: Ask, workdir, say: Callable[[str], None] = print) -> dict:
     """Runs a comparison in this process, or goes on with one; the content of results.json (`lm.compare.gather`)."""
     from lm.compare import gather
 
+    checks.check_new_prompts(workdir, ask)
     asks.settle(workdir, ask)
     plan(workdir)
     open_sweep(workdir).work(say)
@@ -90,10 +91,10 @@ def plan(workdir):
     sized = solve({name: three for name, three in given.items() if name not in shown},
                   {name: three for name, three in given.items() if name in shown}, ask.budget, ask.tokens, ask.sizes)
     lengthened = {arm.name: _lengthened(arm, given[arm.name][2]) for arm in sized}
-    for arm in sized:
-        _check_arm(ask, arm, lengthened[arm.name])
+    room = checks.check(ask, lengthened)
     for name, config in lengthened.items():
-        write_json(workdir / "arms" / name / ARM, {"written": configs.to_json(given[name][2]), "config": configs.to_json(config)})
+        write_json(workdir / "arms" / name / ARM, {"written": configs.to_json(given[name][2]), "config": configs.to_json(config),
+                                                   "room": room[name]})
     for arm in sized:  # last: they say that the plan is whole
         write_json(workdir / "arms" / arm.name / SIZED, arm.to_json())
 
@@ -107,25 +108,6 @@ def _lengthened(arm, written):
         facts = meter_of(written, prepared_text(written)).facts()
         config = tasks.stretched(config, durations.to_steps("train.steps", written.train.steps, facts), facts)
     return tasks.with_keys(config, {"train.steps": arm.steps})
-
-
-def _check_arm(ask: Ask, sized, config):
-    """ConfigError now for what would otherwise fail in every run of an arm."""
-    from lm import objectives
-
-    if config.eval.split == "none":
-        raise ConfigError(f"{sized.name} has eval.split=none, and arms are compared by an evaluation: set --config.eval.split=validation")
-    measure = objectives.OBJECTIVES[config.objective.name].measure
-    if measure not in SCORED:
-        raise ConfigError(f"{sized.name} has objective.name={config.objective.name}, whose evaluation has no bits per byte to compare by: "
-                          "leave it out, or give it objective.name=causal; scripts/train.py and scripts/report.py show runs of its own "
-                          "measure")
-    keys = () if sized.reference or ask.tune_keys is None else tuning.keys_of(config, ask.tune_keys)
-    tuning.values_of(config, keys, 1.0)
-    if ask.together == "yes" and config.model.name not in COUNTED:
-        from lm.compare import together
-
-        together.check(config)
 
 
 def is_planned(workdir, ask: Ask) -> bool:
@@ -176,12 +158,34 @@ def table(workdir) -> list[dict]:
 
 
 def retry(workdir):
-    """Forgets the failures of a sweep, so that what failed is tried again; but not trials of an arm with a score, whose rate is settled."""
-    for arm in sorted(pathlib.Path(workdir).glob("arms/*")):
-        settled = any(arm.glob(f"seeds/*/{tasks.SCORE}"))
-        for file in sorted(arm.glob(f"{'seeds' if settled else '*'}/*/{tasks.FAILED}")) + ([] if settled else [arm / tasks.TUNED]):
-            with writing(file):
+    """Forgets the failures of a sweep, so that what failed is tried again; but not trials of an arm with a score, whose rate is settled.
+
+    Where trials are, what was tuned is forgotten too, and the seeds that have begun with it. ConfigError while somebody works on an arm
+    that has failed.
+    """
+    failed = {arm: found for arm in sorted(pathlib.Path(workdir).glob("arms/*")) if (found := _failures(arm))}
+    held = [arm.name for arm, found in failed.items() if any(map(_open, found)) and worker.is_held(workdir, arm.name)]
+    if held:
+        raise ConfigError(f"--retry: a worker is at work on {', '.join(held)}: end the workers of {workdir} first, or wait for them")
+    for arm, found in failed.items():
+        with writing(arm):
+            if any(file.parent.parent.name == "tune" and _open(file) for file in found):
+                for seed in [path for path in arm.glob("seeds/*") if path.is_dir()]:
+                    shutil.rmtree(seed)
+                (arm / tasks.TUNED).unlink(missing_ok=True)
+            for file in found:  # last: while they are there, the same call forgets the rest
                 file.unlink(missing_ok=True)
+
+
+def _failures(arm: pathlib.Path) -> list[pathlib.Path]:
+    """What says that runs of an arm have failed which may be tried again."""
+    settled = any(arm.glob(f"seeds/*/{tasks.SCORE}"))
+    return sorted(arm.glob(f"{'seeds' if settled else '*'}/*/{tasks.FAILED}"))
+
+
+def _open(failed: pathlib.Path) -> bool:
+    """Whether a run that has failed had no score after that."""
+    return not (failed.parent / tasks.SCORE).exists()
 
 
 class Supervisor(contextlib.AbstractContextManager):
@@ -264,12 +268,13 @@ def killed(number: int) -> str:
     return f"was killed by {signal.Signals(number).name}" + (", maybe because memory ran out" if number == signal.SIGKILL else "")
 
 
-def size_apart(command: Sequence[str], what: str, otherwise: str, debug: bool):
+def size_apart(command: Sequence[str], what: str, otherwise: str, debug: bool, workers: int):
     """Sizes arms in a process of its own, which gives the devices back when it ends, and ends this one with its exit code where it fails.
 
-    ProcessError where it is killed: `what` it sizes, and what to do `otherwise`.
+    It has the devices that each of the `workers` of this machine will have: memory, and whether seeds can be trained together, are by
+    device. ProcessError where it is killed: `what` it sizes, and what to do `otherwise`.
     """
-    code = start([*command, *(["--debug"] if debug else [])]).wait()
+    code = start([*command, *(["--debug"] if debug else [])], share_of(0, workers, gpus())).wait()
     if code < 0:
         raise ProcessError(f"the process that sizes {what} {killed(-code)}: run the same command again, or {otherwise}")
     if code:
@@ -282,14 +287,18 @@ def start(command: Sequence[str], variables: Mapping[str, str] | None = None) ->
                             env=os.environ | (variables or {}))
 
 
-def gpus() -> int:
-    """NVIDIA GPUs of this machine, unless a variable has chosen among them already."""
-    return 0 if "CUDA_VISIBLE_DEVICES" in os.environ else len(list(pathlib.Path("/dev").glob("nvidia[0-9]*")))
+def gpus() -> list[str]:
+    """Names of the NVIDIA GPUs of this machine, or of those that a variable has chosen among them, as Slurm's does for a job."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return [str(number) for number in range(len(list(pathlib.Path("/dev").glob("nvidia[0-9]*"))))]
+    names = [name.strip() for name in chosen.split(",")]
+    return list(itertools.takewhile(lambda name: name not in ("", "-1"), names))  # CUDA too reads no further
 
 
-def share_of(index: int, workers: int, devices: int) -> dict[str, str]:
-    """Variables that give one of several workers a GPU of its own, or where there are fewer, its part of the memory of one."""
+def share_of(index: int, workers: int, devices: Sequence[str]) -> dict[str, str]:
+    """Variables that give one of several workers one of the GPUs, or where there are fewer, its part of the memory of one."""
     if workers == 1 or not devices:
         return {}
-    shared = {} if workers <= devices else {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / -(-workers // devices):.2f}"}
-    return {"CUDA_VISIBLE_DEVICES": str(index % devices), **shared}
+    shared = {} if workers <= len(devices) else {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / -(-workers // len(devices)):.2f}"}
+    return {"CUDA_VISIBLE_DEVICES": devices[index % len(devices)], **shared}

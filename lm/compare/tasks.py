@@ -237,11 +237,23 @@ def tuned(ask: Ask, arm: Arm, found: tuning.Found, outcomes: Mapping[str, Outcom
     curves = [tuning.curvature(rung) for rung in by_rung]
     best = None
     if found.best is not None:
-        best = {"factor": found.best, "values": tuning.values_of(arm.config, arm.keys, found.best), "score": by_rung[-1][found.best]}
+        best = {"factor": found.best, "values": tuning.values_of(arm.config, arm.keys, found.best),
+                "score": by_rung[found.rung][found.best]}
     value = {"keys": list(arm.keys), "rungs": rungs, "best": best, "edge": found.edge, "extended": found.extended,
              "curvature": next((curve for curve in reversed(curves) if curve is not None), None),
              "rises": tuning.rises(found.best, by_rung) if best else {"half": None, "double": None}}
-    return value | {"text": tuned_text(value)}
+    return value | {"text": tuned_text(value) + _judged(rungs, found)}
+
+
+def _judged(rungs: list[dict], found: tuning.Found) -> str:
+    """Which rung has decided, where it is not the last one."""
+    if found.best is None or found.rung == len(rungs) - 1:
+        return ""
+    lost = rungs[-1]
+    diverged = sum(trial["diverged"] for trial in lost["trials"])
+    why = f"{len(lost['trials']) - diverged} failed" + (f" and {diverged} diverged" if diverged else "")
+    return (f"; by runs of {rungs[found.rung]['share']:.0%} of the length, for of the {len(lost['trials'])} trials of {lost['share']:.0%} "
+            f"none has a score ({why}: see the folder tune)")
 
 
 def _rung(ask, arm, rung, factors, outcomes) -> dict:

@@ -1,8 +1,10 @@
 """Tuning of an arm: a log grid of factors over the config's own values, judged by successive halving (Jamieson and Talwalkar 2016).
 
 Rung r trains the factors that survive for `shares[r]` of the run's length, each in a whole run whose schedule is as long as itself, so
-that a rate is judged as it will be used. The better half of a rung goes on. Where the best of a rung is the lowest or highest factor that
-was tried at all, the grid grows there by one factor, and the rung is judged again.
+that a rate is judged as it will be used. The better half of a rung goes on. Where all of a rung diverge, the best of those below them
+that were left behind is tried there. Where the best of a rung is the lowest or highest factor that was tried at all, or no such is left
+and all have diverged, the grid grows there by one factor, and the rung is judged again. Where all of a rung fail for a reason that says
+nothing of their factors, the rung before it decides.
 
 Everything here is a function of the grid and of what trials have scored: nothing is read, written or trained.
 """
@@ -49,13 +51,15 @@ class Trial(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What tuning came to: the factors that each rung tried, rising; the best of the last (None where no trial has a score), at which edge
-    of the grid it still is ("low", "high" or None), and by how many factors the grid has grown."""
+    """What tuning came to: the factors that each rung tried, rising; the best (None where no trial has a score that counts), at which edge
+    of the grid it still is ("low", "high" or None), by how many factors the grid has grown, and which rung says so, the last one unless
+    nothing of that has a score."""
 
     rungs: tuple[tuple[float, ...], ...]
     best: float | None
     edge: str | None
     extended: int
+    rung: int
 
 
 def check(grid: Grid) -> Grid:
@@ -120,20 +124,51 @@ def due_trials(grid: Grid, scores: Mapping[Trial, float | None]) -> list[Trial] 
             missing = [Trial(rung, factor) for factor in factors if Trial(rung, factor) not in scores]
             if missing:
                 return missing
-            # A factor whose trials all failed says nothing of what lies there: next to it is still an edge.
-            told = [factor for factor in sorted(tried) if any(scores.get(Trial(at, factor)) is not None for at in range(rung + 1))]
-            edge = edge_of(told, {factor: scores[rung, factor] for factor in factors})
-            if edge is None or extended == grid.extensions:
+            edge = _edge_at(rung, factors, tried, scores)
+            below = _left_behind(rungs, factors, scores)
+            if below is None and (edge is None or extended == grid.extensions):
                 break
-            factors = sorted([*factors, beyond(sorted(tried), edge)])
+            extended += below is None
+            factors = sorted([*factors, beyond(sorted(tried), edge) if below is None else below])
             tried |= set(factors)
-            extended += 1
         rungs.append(tuple(factors))
         ranked = ranking({factor: scores[rung, factor] for factor in factors})
         if not ranked:
             break
         factors = sorted(ranked[: max(FEWEST, math.ceil(len(factors) / 2))])
-    return Found(tuple(rungs), ranked[0] if ranked else None, edge if ranked else None, extended)
+    return _found(tuple(rungs), tried, extended, scores)
+
+
+def _edge_at(rung: int, factors, tried, scores) -> str | None:
+    """`edge_of` a rung, among the factors `tried` that have said something by then."""
+    # A factor whose trials all failed says nothing of what lies there: next to it is still an edge.
+    told = [factor for factor in sorted(tried) if any(scores.get(Trial(at, factor)) is not None for at in range(rung + 1))]
+    return edge_of(told, {factor: scores[rung, factor] for factor in factors})
+
+
+def _left_behind(rungs, factors, scores) -> float | None:
+    """Where a rung after others has no score and some of it diverged: of the factors below those the best of the rung before it, or of the
+    ones before that, which it has not tried; None where there is none."""
+    here = [scores[len(rungs), factor] for factor in factors]
+    diverged = [factor for factor, score in zip(factors, here, strict=True) if score == DIVERGED]
+    if not diverged or any(score not in (DIVERGED, None) for score in here):
+        return None
+    for at, earlier in reversed(list(enumerate(rungs))):
+        for factor in ranking({factor: scores[at, factor] for factor in earlier}):
+            if factor < min(diverged) and factor not in factors:
+                return factor
+    return None
+
+
+def _found(rungs, tried, extended: int, scores) -> Found:
+    """What the last rung found; where it has no score, the last one before it with one of a factor below those that diverged later."""
+    last = len(rungs) - 1
+    limit = min((factor for factor in rungs[last] if scores[last, factor] == DIVERGED), default=math.inf)
+    for rung in range(last, -1, -1):
+        of_rung = {factor: scores[rung, factor] for factor in rungs[rung] if rung == last or factor < limit}
+        if ranked := ranking(of_rung):
+            return Found(rungs, ranked[0], _edge_at(rung, of_rung, tried, scores), extended, rung)
+    return Found(rungs, None, None, extended, last)
 
 
 def ranking(scores: Mapping[float, float | None]) -> list[float]:

@@ -33,14 +33,20 @@ def flops(number: float) -> str:
 
 
 def budget_text(found: dict) -> str:
-    """What all arms were given the same of, by results that have "ask" and may have "arms" with their sizes."""
+    """What all arms were given the same of, by results that have "ask" and may have "arms" with their sizes. Where tokenizers differ, that
+    is bytes of text and no number of tokens."""
     budget, tokens = found["ask"]["budget"], found["ask"].get("tokens")
+    baseline = found["ask"]["configs"][0]["name"]
+    lengths = [(arm["sized"] or {}).get("tokens") for arm in found.get("arms", ()) if not arm["reference"]]
+    differ = bool(lengths and lengths[0]) and len(set(filter(None, lengths))) > 1
     if budget is None:
-        sized = next((arm["sized"] or {} for arm in found.get("arms", ()) if not arm["reference"]), {})
-        tokens = tokens or sized.get("tokens")
+        tokens = tokens or next(iter(lengths), None)
         length = f" ({tokens:,.0f} tokens)" if tokens else ""
-        return f"sizes as they are written, all as long as {found['ask']['configs'][0]['name']}{length}"
+        bytes_of = f"on as many bytes of text as {baseline}{length}"
+        return f"sizes as they are written, all {bytes_of if differ else f'as long as {baseline}{length}'}"
     kind, much = budget["kind"], budget["amount"]
+    if kind == "tokens" and differ:
+        return f"as many bytes of text as {amount(much)} tokens of {baseline}"
     shown = flops(much) if kind in ("flops", "inference") else amount(much)
     return f"equal {_KINDS[kind]} ({shown})"
 
@@ -206,4 +212,12 @@ def _ground(found, scored, rows) -> str:
     text = found.get("text")
     size = f"{text['bytes']:,} bytes of " if text and text.get("bytes") else ""
     where = f", on {size}the {text['split']} split of {text['source']}" if text else ""
-    return f"At {budget_text(found)}, {interval}{seeds}{where}."
+    return f"At {budget_text(found)}, {interval}{seeds}{where}{_lossy(text)}."
+
+
+def _lossy(text) -> str:
+    """That a tokenizer has lost text; nothing where none did."""
+    lossy = (text or {}).get("lossy")
+    if not lossy:
+        return ""
+    return f"; the tokenizer of {listed(few(lossy))} loses text, which costs no bits: such scores compare with one another alone"

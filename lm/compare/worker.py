@@ -28,7 +28,7 @@ from lm import cli
 from lm.compare import tasks
 from lm.compare.tasks import Task
 from lm.data.files import write_json
-from lm.errors import DiskError, LmError, NonFiniteError, writing
+from lm.errors import ConfigError, DataError, DiskError, NonFiniteError, writing
 
 # Seconds between two looks, while all that is due is held by others.
 POLL = 1.0
@@ -37,6 +37,8 @@ STOPPED = 75
 # Seconds of a step at the device's peak above which several seeds at once are not worth measuring: it is no dispatch that they would save.
 LONG_STEP = 0.01
 LOCKS, LOG = "locks", "log.txt"
+# What would come again wherever a task is tried; all else may be of the machine, or of the moment.
+OF_TASK = (ConfigError, NonFiniteError)
 
 
 class Interrupted(BaseException):
@@ -131,6 +133,19 @@ def _apart(workdir: pathlib.Path, run: str, why: str):
     write_json(arm / tasks.TOGETHER, {"together": False, "why": why})
 
 
+def is_held(workdir: pathlib.Path, arm: str) -> bool:
+    """Whether a process, of whatever machine, holds a task of an arm now."""
+    for path in (pathlib.Path(workdir) / LOCKS).glob(f"arms+{arm}*"):
+        if path.name != f"arms+{arm}" and not path.name.startswith(f"arms+{arm}+"):
+            continue  # of an arm whose name begins so
+        with writing(path), open(path, "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
+
+
 def at_work(workdir: pathlib.Path) -> int:
     """How many processes of this machine hold a task of a sweep now."""
     texts = [path.read_text() for path in (pathlib.Path(workdir) / LOCKS).glob("*")]
@@ -149,38 +164,48 @@ def _lives(pid: int) -> bool:
 
 
 def perform(workdir: pathlib.Path, task: Task):
-    """Trains and scores a task, or writes how it failed; what it says goes to log.txt of the run. Raises Interrupted, and DiskError,
-    which is no fault of the task's."""
+    """Trains and scores a task, or writes how it failed; what it says goes to log.txt of the run. Raises Interrupted, and what is no
+    fault of the task's: DiskError, and DataError where this machine has not its text."""
     if task.measure:
         write_json(workdir / task.run / tasks.TOGETHER, measured(task))
         _forget()
         return
     start, train, workers = time.perf_counter(), _train_together if task.together else _train, at_work(workdir)
     with _log(workdir / task.run):
-        if _attempt(workdir, task.runs, lambda: train(workdir, task)):
+        if _attempt(workdir, task, task.runs, lambda: train(workdir, task)):
             workers = max(1, workers, at_work(workdir))
             for run in task.runs:
                 told = {"seconds": round((time.perf_counter() - start) / len(task.runs), 3), "workers": workers}
-                _attempt(workdir, [run], functools.partial(_score, workdir / run, task, told))
+                _attempt(workdir, task, [run], functools.partial(_score, workdir / run, task, told))
         _forget()
 
 
-def _attempt(workdir: pathlib.Path, runs: list[str], action: Callable[[], None]) -> bool:
-    """Whether an action went well; if not, the runs that it was for have failed, or where they are several, are done apart."""
+def _attempt(workdir: pathlib.Path, task: Task, runs: list[str], action: Callable[[], None]) -> bool:
+    """Whether an action went well; if not, the run of the task that it was for has failed, or where it was for several, they are done
+    apart."""
     try:
         action()
-    except DiskError:
-        raise
     except Exception as error:  # noqa: BLE001 - whatever a library raises, this task has failed and the others go on
+        _check_machine(error, task)
         traceback.print_exception(error)
-        if len(runs) > 1 and not isinstance(error, LmError):  # memory above all, of which one seed takes less
+        if len(runs) > 1:  # a seed alone takes less memory, and all devices that this process has
             _apart(workdir, runs[0].rpartition("/")[0], cli.describe(error)[1])
-            return False
-        for run in runs:
-            # What we raise ourselves would come again; memory that another program took might not.
-            tasks.fail(workdir / run, cli.describe(error)[1], fatal=isinstance(error, LmError))
+        else:
+            tasks.fail(workdir / runs[0], cli.describe(error)[1], fatal=isinstance(error, OF_TASK))
         return False
     return True
+
+
+def _check_machine(error: Exception, task: Task):
+    """Raises an error that every task here would meet, and none elsewhere, which ends this worker and leaves its task to others: that a
+    disk takes nothing, or that the text cannot be read or prepared."""
+    from lm.data.prepare import prepare
+
+    if isinstance(error, DiskError):
+        raise error
+    if isinstance(error, (DataError, OSError)):
+        data = task.config.data
+        prepare(data, data.tokenizer_seed)
 
 
 @contextlib.contextmanager
@@ -225,7 +250,10 @@ def _train_together(workdir: pathlib.Path, task: Task):
 
 
 def measured(task: Task) -> dict:
-    """{"together": whether seeds train faster at once, "seconds" of a step of all so, "apart": one by one, "why" it was not measured}."""
+    """{"together": whether seeds train faster at once, "seconds" of a step of all so, "apart": one by one, "why" it was not measured}.
+
+    Raises as `perform` does where it is for lack of a disk or of the text.
+    """
     import jax
 
     from lm.compare import together
@@ -239,6 +267,7 @@ def measured(task: Task) -> dict:
             return {"together": False, "why": f"a step takes {least:.2g} s or more: the device is busy with one seed"}
         faster, seconds, apart = together.faster(task.config, task.together)
     except Exception as error:  # noqa: BLE001 - whatever it meets, memory above all, seeds one by one are still to be had
+        _check_machine(error, task)
         return {"together": False, "why": cli.describe(error)[1]}
     return {"together": faster, "seconds": seconds, "apart": apart}
 

@@ -121,6 +121,7 @@ def _triples(cells, vocab_size, window) -> np.ndarray:
     return triples
 
 
+@files.preparing()
 def cooccurrences(prepared, root: pathlib.Path, window: int) -> np.ndarray:
     """The triples of the training stores of prepared data whose tokenizer is of words, kept in the cache below `root`."""
     key = files.json_digest([prepared.fingerprint, window])

@@ -5,17 +5,21 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import pathlib
+import socket
 import sys
 import time
 
 from lm import cli
-from lm.errors import ConfigError, DataError
+from lm.errors import ConfigError, DataError, DiskError, writing
 
 _BLOCK = 1 << 22
 # A file changed again within the clock's resolution would keep size and mtime (git calls it "racily clean").
 _SETTLED_NS = 2_000_000_000
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 def is_url(location) -> bool:
@@ -63,22 +67,34 @@ def cache_root(data) -> pathlib.Path:
 
 @contextlib.contextmanager
 def disk_errors(path):
-    """Turns a full disk or missing permission while writing `path` into one line."""
+    """Turns a full disk or missing permission while writing `path` into a DiskError. What else the disk says may be of what is read
+    meanwhile, and stays as it is."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(f"no space left to write {path}: free space there, or put data.cache_dir on a larger disk") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise DataError(f"cannot write {path}: {error.strerror}; choose another data.cache_dir or --out") from error
+        if error.errno in _FULL:
+            raise DiskError(f"no space left to write {path}: free space there, then run the same command again") from error
+        if error.errno in _CLOSED:
+            raise DiskError(f"cannot write {path} ({error.strerror.lower()}): mend the folder, then run the same command again") from error
         raise
 
 
 @contextlib.contextmanager
+def preparing():
+    """Adds to a DiskError where else prepared text may go."""
+    try:
+        yield
+    except DiskError as error:
+        raise DiskError(f"{error}, or choose another data.cache_dir or --out") from error
+
+
+@contextlib.contextmanager
 def atomic_file(path):
-    """A binary file that takes the name `path` only when it is complete and on disk; on any error nothing is left."""
+    """A binary file that takes the name `path` only when it is complete and on disk; on any error nothing is left. DiskError where the
+    disk is full or may not be written."""
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A disk that several machines share has processes of the same number.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -92,9 +108,10 @@ def atomic_file(path):
 
 
 def write_json(path, value) -> None:
-    """Writes `value` atomically, with indentation."""
-    with atomic_file(path) as file:
-        file.write((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    """Writes `value` atomically, with indentation. DiskError where the disk does not take it."""
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    with writing(path), atomic_file(path) as file:
+        file.write(text.encode(errors="backslashreplace"))  # a lone surrogate, of a path that is no UTF-8, as JSON escapes it
 
 
 def read_json(location):
@@ -103,6 +120,15 @@ def read_json(location):
         return json.loads(read_bytes(location))
     except ValueError as error:
         raise DataError(f"{location} is not valid JSON: {error}; delete it") from error
+
+
+def finite(value):
+    """The value with None for every number that is not finite: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def digest(*parts: bytes) -> str:

@@ -109,12 +109,13 @@ class _Plan:
         return files.json_digest(self.inputs() | tokenizers.fingerprints())
 
 
+@files.preparing()
 def prepare(data, seed: int, progress: bool = False) -> PreparedData:
     """Opens the stores of a config's `data`, making those that are not in the cache yet.
 
     `seed` draws the tokenizer's sample where the text is larger than data.tokenizer_sample_bytes, and nothing else. The
     tokenizer is data.tokenizer's, except that a store: source brings its own and then decides for all. Raises ConfigError
-    for a bad value or for tokenizers that differ, DataError for input that cannot be read or used.
+    for a bad value or for tokenizers that differ, DataError for input that cannot be read or used, DiskError for a cache that is full.
     """
     root = files.cache_root(data)
     specs = [*data.source, data.validation_source] if data.validation_source else list(data.source)
@@ -140,6 +141,7 @@ def prepare(data, seed: int, progress: bool = False) -> PreparedData:
                         [open_splits(files.join(folder, "source")) for folder in folders] if tokenizers.source else [])
 
 
+@files.preparing()
 def prepare_into(data, seed: int, directory: str, progress: bool = False) -> dict:
     """Makes the store of the only source in `data` in exactly `directory`. Returns its manifest with "directory".
 

@@ -14,7 +14,7 @@ from lm.evaluate import denoising, likelihood, lower_bound, translation
 from lm.parallel import AXES, Layout, make_mesh, replicated
 from lm.run import Run, open_run
 
-__all__ = ["MEASURES", "evaluate_run", "headline", "make"]
+__all__ = ["MEASURES", "evaluate_run", "evaluate_stores", "headline", "make"]
 
 
 def _likelihood(config, objective, model, mesh, shardings, layout, batch, stride):
@@ -96,13 +96,18 @@ def evaluate_run(workdir, step: int | None = None, split: str = "validation", da
     run.config.eval.update(context=context or run.config.eval.context, stride=stride or run.config.eval.stride)
     check_eval(run.config)
     stores = _other_stores(run, data) if data else run.objective.stores(run.prepare(", or use --data=FILE"), split)
+    return evaluate_stores(run, stores, step, batch, stride, tell) | {"split": None if data else split, "data": data}
+
+
+def evaluate_stores(run: Run, stores: list, step: int | None = None, batch: int | None = None, stride: int | None = None,
+                    tell: Callable | None = None) -> dict:
+    """{"step", ...the evaluation of stores of the objective's kind}, by a run's checkpoint over all local devices; see `evaluate_run`."""
     mesh = make_mesh(dict.fromkeys(AXES, 1) | {"replica": -1})
     params, step = run.parameters(replicated(mesh), step)
-    config = run.config
-    evaluator = make(config, run.objective, run.model, mesh, replicated(mesh), batch=batch, stride=stride)
+    evaluator = make(run.config, run.objective, run.model, mesh, replicated(mesh), batch=batch, stride=stride)
     with jax.set_mesh(mesh):
         result = evaluator(params, stores, tell=tell) if tell else evaluator(params, stores)
-    return {"step": step, **result, "split": None if data else split, "data": data}
+    return {"step": step, **result}
 
 
 def _other_stores(run: Run, data: str) -> list:

@@ -1,10 +1,10 @@
 """Metrics on disk. metrics.jsonl is the truth; TensorBoard and Weights & Biases are copies for looking at."""
 
 import json
-import math
 import os
 import pathlib
 
+from lm.data.files import finite
 from lm.errors import ConfigError, writing
 
 
@@ -32,7 +32,7 @@ class Writers:
         """One line; its numbers go to the other writers as KIND/NAME."""
         if not self._active:
             return
-        line = _finite(line)
+        line = finite(line)
         with writing(self.path):
             self._file.write(json.dumps(line) + "\n")
         numbers = {f"{line['kind']}/{k}": v for k, v in line.items() if isinstance(v, (int, float)) and k != "step"}
@@ -65,13 +65,6 @@ def read_lines(path: pathlib.Path) -> list[dict]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
-
-
-def _finite(value):
-    """The value with null for every number that is not finite: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _drop_after(path: pathlib.Path, step: int):

@@ -23,6 +23,11 @@ def best_size(law, flops):
     return (alpha * a / (beta * b)) ** (1 / (alpha + beta)) * (flops / 6) ** (beta / (alpha + beta))
 
 
+def joined(*parts):
+    """All points of several families."""
+    return of_rows([row for part in parts for row in part.rows()])
+
+
 def ladder(law=BESIROGLU, noise=0.0, seed=0, seeds=1, family="a", compute=1.0, budgets=BUDGETS, sizes=SIZES):
     """Sizes around the best one at each budget, with relative noise in the loss; `compute` scales FLOPs and tokens for the same loss."""
     generator, rows = np.random.default_rng(seed), []

@@ -9,6 +9,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from lm import config as configs
+from lm.config.schema import SCHEMA
 from lm.parallel import make_mesh
 from lm.train import job as jobs
 
@@ -31,7 +32,8 @@ def small(corpus, **overrides):
     if name == "transformer":
         base |= {"model.heads": "2", "model.scan_layers": "false"}
     if name == "ngram":
-        base = {key: value for key, value in base.items() if key not in ("model.width", "model.layers")} | {"model.order": "3"}
+        base["model.order"] = "3"
+    base = {key: value for key, value in base.items() if SCHEMA[key].families is None or name in SCHEMA[key].families}
     base |= {key.replace("__", "."): str(value) for key, value in overrides.items()}
     return configs.validate(configs.override(configs.default(), base))
 

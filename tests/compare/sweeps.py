@@ -87,6 +87,9 @@ def _run(run, number, name, seed, bits, lines, reference):
         "decode": None if reference else {"milliseconds_per_token": 2.5 + number, "prefill_tokens_per_second": 5000.0},
         "frequency": [{"decile": d, "tokens": 14735, "nats_per_token": 1 + 0.5 * d - 0.05 * number} for d in range(1, 11)],
         "position": [{"from": 2**i, "to": 2 ** (i + 1) - 1, "nats_per_token": 4.4 + 0.6 / 2**i - 0.05 * number} for i in range(8)],
+        "recall": [{"target": name, "tokens": 1000, "nats_per_token": 6.0 - 2 * i - 0.1 * number}
+                   for i, name in enumerate(("new", "seen token", "seen bigram"))],
+        "copy": {"rows": 64, "tokens": 8128, "first": 4.5 - 0.1 * number, "second": 2.0 + number, "difference": 2.5 - 1.1 * number},
         "samples": [{"prompt": PROMPT, "text": f" of <{name}> & the Congress of seed {seed}, which has been asked for." * 3,
                      "temperature": temperature} for temperature in (0.0, 0.8)]})
     rows = []

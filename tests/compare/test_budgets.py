@@ -42,6 +42,18 @@ def test_arms_share_what_their_batches_are_made_of(key, value):
         budgets.check_same_data({"a": altered(), "c": altered(), "b": altered(**{key: value})})
 
 
+@pytest.mark.parametrize(("key", "value"), [("split", "train"), ("max_tokens", "5000"), ("context", "512"), ("stride", "16")])
+def test_arms_are_scored_on_the_same_text_in_the_same_way(key, value):
+    other = configs.override(configs.default(), {f"eval.{key}": value})
+    with pytest.raises(ConfigError, match=rf"a has eval\.{key}=.* and b eval\.{key}={value}: .*the same text in the same way"):
+        budgets.check_same_data({"a": configs.default(), "b": other})
+
+
+def test_how_often_and_in_which_batches_arms_are_evaluated_is_their_own():
+    other = configs.override(configs.default(), {"eval.every": "7", "eval.batch": "3"})
+    assert budgets.check_same_data({"a": configs.default(), "b": other}) == []
+
+
 def test_a_tokenizer_may_be_what_is_compared_and_where_text_is_cached_is_nobodys_business():
     assert budgets.check_same_data({"a": altered(), "b": altered(tokenizer="bytes", cache_dir="x", prefetch="3", workers="1")}) == \
         ["data.tokenizer"]

@@ -1,5 +1,6 @@
 """scripts/compare.py in processes: workers that share a sweep, die and are replaced; asks that differ; what it prints. Arms are n-grams."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -11,10 +12,12 @@ import types
 
 import pytest
 
-from lm.compare import sweep
+from lm.compare import ask as asks
+from lm.compare import gather, sweep
 from lm.compare.budgets import Budget
 from lm.errors import ConfigError, ProcessError
 from tests.compare.small_sweeps import ROOT, attempts, children, compare, kill, scores, start, wait_until, write_config
+from tests.compare.sweeps import make_sweep
 
 ORDERS = (2, 3, 4)
 
@@ -177,22 +180,67 @@ def test_flags_that_cannot_be_are_one_line_before_anything_is_written(flags, tex
 def test_nobody_shares_the_seconds_of_a_budget(words, tmp_path):
     arguments = SCRIPT["parser_of"]().parse_args([f"--workdir={tmp_path}", *words])
     with pytest.raises(ConfigError, match="seconds"):
-        SCRIPT["check_seconds"](arguments, Budget("seconds", 60))
-    SCRIPT["check_seconds"](arguments, Budget("flops", 60))
+        SCRIPT["check_machine"](arguments, Budget("seconds", 60))
+    SCRIPT["check_machine"](arguments, Budget("flops", 60))
+
+
+@pytest.mark.parametrize("words", [["--submit=slurm"], ["--worker"]])
+def test_a_budget_of_memory_is_of_the_machine_that_sized(words, tmp_path):
+    arguments = SCRIPT["parser_of"]().parse_args([f"--workdir={tmp_path}", *words])
+    with pytest.raises(ConfigError, match=f"a budget of memory is measured on the machine .* without {words[0].partition('=')[0]}"):
+        SCRIPT["check_machine"](arguments, Budget("memory", 1e6))
+    SCRIPT["check_machine"](SCRIPT["parser_of"]().parse_args([f"--workdir={tmp_path}", "--workers=2"]), Budget("memory", 1e6))
+
+
+def test_runs_that_took_other_memory_than_the_budget_are_told():
+    def arm(name, *sizes, reference=False):
+        return {"name": name, "reference": reference, "scores": [{"memory_bytes": size} for size in sizes]}
+
+    arms = [arm("a", 1.005e9, 0.995e9), arm("b", 1e9, 1.3e9), arm("c", 0.7e9, None), arm("d"), arm("shown", 5e9, reference=True)]
+    budget = {"kind": "memory", "amount": 1e9}
+    assert [line.split(" budget")[0] for line in SCRIPT["off_memory"]({"ask": {"budget": budget}, "arms": arms})] == [
+        "b is +30.0% off the", "c is -30.0% off the"]
+    for other in (None, {"kind": "flops", "amount": 1.0}):
+        assert SCRIPT["off_memory"]({"ask": {"budget": other}, "arms": arms}) == []
+
+
+def test_new_prompts_of_a_sweep_that_is_planned_are_checked_before_they_are_asked(config, tmp_path):
+    words = [f"--workdir={tmp_path}", f"--configs={config}:ngram", "--seeds=1"]
+    arguments = SCRIPT["parser_of"]().parse_args(words)
+    asks.settle(tmp_path, SCRIPT["ask_of"](arguments, {}))
+    sweep.plan(tmp_path)
+    file = tmp_path / "arms/tiny-ngram/arm.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"room": 8}))
+    for prompt, told in (("we the people", "has 14 tokens, and tiny-ngram reads 8"), ("we the", "")):
+        arguments = SCRIPT["parser_of"]().parse_args([*words, f"--prompts={prompt}"])
+        with pytest.raises(ConfigError, match=told) if told else contextlib.nullcontext():
+            SCRIPT["prepare"](arguments, {})
+        assert asks.read(tmp_path).prompts == (() if told else (prompt,))
 
 
 @pytest.mark.parametrize(("code", "error", "text"), [(-9, ProcessError, "SIGKILL, maybe because memory ran out"), (2, SystemExit, "2")])
 def test_planning_that_is_killed_is_said(code, error, text, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "start", lambda command: types.SimpleNamespace(wait=lambda: code))
+    monkeypatch.setattr(sweep, "start", lambda command, variables: types.SimpleNamespace(wait=lambda: code))
     arguments = SCRIPT["parser_of"]().parse_args([f"--workdir={tmp_path / 'sweep'}", f"--configs={config}:ngram"])
     with pytest.raises(error, match=text):
         SCRIPT["prepare"](arguments, {})
+
+
+def test_the_row_of_an_arm_says_the_edge_of_its_grid_how_sharp_its_rate_is_and_both_intervals(tmp_path):
+    make_sweep(tmp_path, arms=("rnn", "gru"), references=("ngram",))
+    file = tmp_path / "arms/rnn/tuned.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"edge": "low", "rises": {"half": 0.02, "double": None}}))
+    arms = gather(tmp_path)["arms"]
+    first, _, last = map(SCRIPT["row_of"], arms)
+    assert (first["edge"], first["sharpness"]) == ("low", {"curvature": 0.03, "half": 0.02, "double": None})
+    assert first["bootstrap"] == arms[0]["bootstrap"] and first["bootstrap"]["low"] < first["bits_per_byte"]["mean"]
+    assert (last["tuned"], last["edge"], last["sharpness"]) == (None, None, None)
 
 
 def test_an_arm_of_diverged_runs_alone_has_no_score(monkeypatch, tmp_path):
     summary = {"mean": None}
     arm = {"name": "a", "reference": False, "failed": [], "sized": None, "tuned": None, "summary": {"bits_per_byte": summary}}
     for score, code in (({"diverged": True, "bits_per_byte": None}, 1), ({"diverged": False, "bits_per_byte": 2.0}, 0)):
-        results = {"verdict": "", "differences": [], "arms": [arm | {"scores": [score]}]}
+        results = {"ask": {"budget": None}, "verdict": "", "differences": [], "arms": [arm | {"scores": [score]}]}
         monkeypatch.setattr("lm.compare.report.write", lambda workdir, results=results: {"results": results})
         assert SCRIPT["report"](tmp_path) == code

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from lm.compare import frontier
-from lm.compare.points import joined, of_rows
+from lm.compare.points import of_rows
 from lm.errors import ConfigError, DataError
-from tests.compare.ladders import BESIROGLU, ladder, loss_of
+from tests.compare.ladders import BESIROGLU, joined, ladder, loss_of
 
 
 def curve(compute=1.0, family="a", flops=None, noise=0.0, seed=0):
@@ -37,7 +37,7 @@ def test_a_known_curve_comes_back():
     assert found.method == frontier.ENVELOPE and len(found.flops) == 9
     assert [each.value for each in found.constants().values()] == pytest.approx([2, 400, 0.15], rel=1e-3)
     assert found.predict(1e12) == pytest.approx(2 + 400 * 1e12**-0.15, rel=1e-6)
-    assert found.flops_for(found.predict(3e12)) == pytest.approx(3e12, rel=1e-6) and found.flops_for(1.9) == np.inf
+    assert np.exp(found.log_flops_for(found.predict(3e12))) == pytest.approx(3e12, rel=1e-6) and found.log_flops_for(1.9) == np.inf
 
 
 @pytest.mark.parametrize("made", [ladder, curve])
@@ -121,7 +121,7 @@ def test_several_seeds_are_drawn_within_sizes():
     budgets = np.geomspace(1e18, 1e20, 8)
     several, single = (frontier.fit(ladder(noise=0.002, seeds=n, sizes=(1, 3), budgets=budgets), 60) for n in (3, 1))
     assert several.method == single.method == frontier.ENVELOPE
-    widths = [np.ptp(np.quantile([fit.flops_for(3.0, draw[None])[0, 0] for draw in fit.draws], [0.1, 0.9])) for fit in (several, single)]
+    widths = [np.ptp(np.quantile(np.exp(fit.log_flops_for(3.0, fit.draws)), [0.1, 0.9])) for fit in (several, single)]
     assert widths[0] < widths[1]
 
 
@@ -134,7 +134,7 @@ def test_what_cannot_be_compared_is_refused():
     with pytest.raises(DataError, match="a curve needs 3"):
         frontier.fit(curve(flops=(1e10, 1e11)))
     with pytest.raises(DataError, match="one family"):
-        frontier.fit(joined([curve(), curve(family="b")]))
+        frontier.fit(joined(curve(), curve(family="b")))
     assert frontier.compare(low, low).ratio == (1, None, None) and "leave the interval open" in frontier.compare(low, low).text
 
 

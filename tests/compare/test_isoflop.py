@@ -1,5 +1,7 @@
 """isoFLOP parabolas: minima that are known, intervals that cover them, and ladders that miss them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -55,7 +57,7 @@ def test_a_ladder_that_misses_the_minimum_is_told(sizes, where):
 
 def test_losses_that_bend_the_other_way_have_no_minimum():
     made = parabolic()
-    found = isoflop.fit(made.with_loss(8 - made.loss))
+    found = isoflop.fit(dataclasses.replace(made, loss=8 - made.loss))
     assert {minimum.where for minimum in found.minima()} == {"no minimum"} and found.power_law() is None
     assert all(np.isnan(minimum.parameters.value) and minimum.parameters.low is None for minimum in found.minima())
 

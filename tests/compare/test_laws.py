@@ -1,5 +1,6 @@
 """L(N, D): published laws come back from points of theirs, another optimizer finds nothing better, intervals cover what is true."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ import scipy.optimize
 from lm.compare import laws, points
 from lm.compare.power_sums import PowerSum
 from lm.errors import ConfigError, DataError
-from tests.compare.ladders import BESIROGLU, CHINCHILLA, HOFFMANN, best_size, ladder, loss_of
+from tests.compare.ladders import BESIROGLU, CHINCHILLA, HOFFMANN, best_size, joined, ladder, loss_of
 
 
 @pytest.mark.parametrize("law, per_parameter", [(HOFFMANN, 92.6), (BESIROGLU, 18.4)], ids=["hoffmann", "besiroglu"])
@@ -55,7 +56,7 @@ def test_no_other_optimizer_finds_a_better_fit(noise):
 
 def test_one_wild_point_moves_nothing():
     made = ladder(noise=0.0)
-    wild = made.with_loss(np.where(np.arange(len(made)) == 7, 1.5 * made.loss, made.loss))
+    wild = dataclasses.replace(made, loss=np.where(np.arange(len(made)) == 7, 1.5 * made.loss, made.loss))
     np.testing.assert_allclose([each.value for each in laws.fit(wild, resamples=0).constants().values()], BESIROGLU, rtol=0.05)
 
 
@@ -93,7 +94,7 @@ def test_a_law_predicts_the_largest_budget_held_out():
 
 def test_what_is_not_like_the_rest_is_found_out():
     made = ladder(noise=0.002, seed=1, seeds=2)
-    worse = made.with_loss(np.where(made.flops > 9e19, 1.1 * made.loss, made.loss))
+    worse = dataclasses.replace(made, loss=np.where(made.flops > 9e19, 1.1 * made.loss, made.loss))
     rest, held = laws.hold_out(worse)
     assert not any(row["inside"] for row in laws.fit(rest, resamples=50).predicted(held))
 
@@ -117,7 +118,7 @@ def test_too_few_points_are_refused_and_what_they_do_not_tell_is_named():
         sizes = np.where(np.arange(len(made)) % 2, 1e8, 2e8)
         laws.fit(points.of_rows([row | {"parameters": size} for row, size in zip(made.rows(), sizes, strict=True)]))
     with pytest.raises(DataError, match="one family"):
-        laws.fit(points.joined([ladder(), ladder(family="b")]))
+        laws.fit(joined(ladder(), ladder(family="b")))
     endless = laws.fit(ladder((1e-9, *BESIROGLU[1:])), resamples=0)
     assert "E" in endless.undetermined() and math.isfinite(endless.best_for(1e20)["loss"].value)
 

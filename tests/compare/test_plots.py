@@ -69,8 +69,19 @@ def test_learning_rates_ring_the_best_cross_what_diverged_and_mark_the_edge(foun
     assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (1.0, pytest.approx(frame[frame["rung"] == 1]["score"].min()))
     (span,) = [patch for patch in ax.patches if patch.get_label() == "at the high edge"]
     assert span.get_x() < 4 < span.get_x() + span.get_width()
+    assert ax.get_xlabel() == "times the learning rate of the config" and "failed" not in named
     everything_lost = frame.assign(diverged=True, score=np.nan)
     assert len(lines_of(plots.learning_rates(everything_lost))["diverged"].get_xdata()) == len(frame)
+
+
+def test_trials_that_failed_have_not_diverged_and_the_ring_is_around_what_was_chosen(found):
+    frame = results.profile_frame(found["arms"][0]["tuned"])
+    frame.loc[frame["rung"] == 1, "score"] = np.nan
+    ax = plots.learning_rates(frame, key="optim.weight_decay", best=0.5)
+    named = lines_of(ax)
+    assert list(named["diverged"].get_xdata()) == [4.0] and list(named["failed"].get_xdata()) == [0.5, 1.0, 2.0]
+    assert named["failed"].get_marker() != named["diverged"].get_marker()
+    assert ax.get_lines()[-1].get_xdata()[0] == 0.5 and ax.get_xlabel() == "times optim.weight_decay of the config"
 
 
 def test_breakdowns_are_means_over_seeds(found):
@@ -79,6 +90,12 @@ def test_breakdowns_are_means_over_seeds(found):
     np.testing.assert_allclose(lines_of(ax)["transformer"].get_xdata()[:2], [1, 6**0.5])
     ax = plots.frequency(results.breakdown_frame(found, "frequency"))
     np.testing.assert_allclose(lines_of(ax)["gru"].get_ydata(), 1 + 0.5 * np.arange(1, 11) - 0.1)
+    ax = plots.recall(results.breakdown_frame(found, "recall"))
+    np.testing.assert_allclose(lines_of(ax)["lstm"].get_ydata(), [5.9, 3.9, 1.9])
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["new", "seen token", "seen bigram"]
+    ax = plots.copy(results.breakdown_frame(found, "copy"))
+    np.testing.assert_allclose(lines_of(ax)["lstm"].get_ydata(), [4.4, 3.0])
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["first", "second"] and ax.get_ylabel() == "nats per token"
 
 
 def test_the_forest_has_a_row_for_each_difference_with_both_intervals(found):

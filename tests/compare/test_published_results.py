@@ -95,6 +95,13 @@ def test_a_section_says_question_verdict_failures_cost_and_command(kept):
     assert published.page([kept]).startswith("# Results\n") and f"\n## {kept['title']}\n" in published.page([kept])
 
 
+def test_recall_and_copying_can_be_shown(tmp_path):
+    kept = published.keep([make_sweep(tmp_path)], show=("recall", "copy"))
+    text = published.section(kept)
+    assert "| arm | new | seen token | seen bigram |" in text and "| lstm | 5.900 | 3.900 | 1.900 |" in text
+    assert "| arm | first half | second half | first less second |" in text and "| lstm | 4.400 | 3.000 | 1.400 |" in text
+
+
 def test_what_is_kept_is_small_and_reads_back(kept, tmp_path):
     file = tmp_path / "kept.json"
     file.write_text(json.dumps(kept))

@@ -121,9 +121,32 @@ def test_what_was_asked_chosen_said_and_spent_is_there(sweep, read, part):
 def test_figures_have_the_colours_of_the_page_and_words_as_text(sweep, read):
     drawn = re.findall(r"<svg.*?</svg>", (sweep[0] / "report" / "index.html").read_text(), re.DOTALL)
     labels = [value for name, value in read.attributes if name == "aria-label"]
-    assert len(drawn) == len(labels) == read.tags.count("figure") == 1 + 6 + 3 + 3 + 2  # differences, curves, costs, rates, breakdowns
+    assert len(drawn) == len(labels) == read.tags.count("figure") == 1 + 6 + 3 + 3 + 4  # differences, curves, costs, rates, breakdowns
     curve = drawn[labels.index("bits per byte against tokens seen")]
     assert "var(--c0)" in curve and "#0072b2" not in curve and ">tokens seen</text>" in curve and "<metadata>" not in curve
+
+
+def test_recall_and_copying_are_in_every_form_of_the_report(sweep, read):
+    folder = sweep[0] / "report"
+    table = next(table for table in read.tables if "seen bigram" in table[0])
+    assert table[0] == ["arm", "new", "seen token", "seen bigram", "first half", "second half", "first less second"]
+    assert table[1:3] == [["transformer", "6.000", "4.000", "2.000", "4.500", "2.000", "2.500"],
+                          ["lstm", "5.900", "3.900", "1.900", "4.400", "3.000", "1.400"]]
+    assert "| lstm | 5.900 | 3.900 | 1.900 | 4.400 | 3.000 | 1.400 |" in (folder / "report.md").read_text()
+    row = next(csv.DictReader(io.StringIO((folder / "table.csv").read_text())))
+    assert float(row["recall.seen bigram"]) == 2.0 and float(row["copy.difference"]) == 2.5 and "copy" not in row
+
+
+def test_scores_from_before_there_was_recall_are_reported_without_it(tmp_path):
+    make_sweep(tmp_path)
+    for i, file in enumerate(sorted(tmp_path.glob("arms/*/seeds/*/score.json"))):
+        score = json.loads(file.read_text())
+        file.write_text(json.dumps({name: part for name, part in score.items() if name not in ("recall", "copy")} | (
+            {"recall": [], "copy": None} if i % 2 else {})))
+    found = results.gather(tmp_path)
+    assert not len(results.breakdown_frame(found, "recall")) and not len(results.breakdown_frame(found, "copy"))
+    for text in (page(found), markdown.page(found), tables.csv(found)):
+        assert "seen bigram" not in text and "first half" not in text and "copy" not in text
 
 
 def test_the_csv_has_a_row_for_each_arm_and_seed(sweep):
@@ -133,8 +156,37 @@ def test_the_csv_has_a_row_for_each_arm_and_seed(sweep):
     first = rows[0]
     assert float(first["bits_per_byte"]) == sweep[1]["results"]["arms"][0]["scores"][0]["bits_per_byte"]
     assert float(first["train.seconds"]) == 170.0 and float(first["tuned.optim.learning_rate"]) == 0.02
+    assert float(first["tuned.curvature"]) == 0.03 and first["tuned.edge"] == ""
+    arm, apart = sweep[1]["results"]["arms"][2], sweep[1]["results"]["differences"][1]
+    row = next(row for row in rows if row["arm"] == "gru")
+    for name, interval, wide in (("mean", arm["summary"]["bits_per_byte"], arm["bootstrap"]), ("difference", apart, apart["bootstrap"])):
+        assert [float(row[name]), *(float(row[f"{name}.{end}"]) for end in ("low", "high", "bootstrap_low", "bootstrap_high"))] == [
+            interval["mean"], interval["low"], interval["high"], wide["low"], wide["high"]]
+    assert first["difference"] == "" and rows[-1]["tuned.curvature"] == ""
     curves = list(csv.DictReader(io.StringIO((sweep[0] / "report" / "curves.csv").read_text())))
     assert len(curves) == 11 * 40 and set(curves[0]) == {"arm", "seed", "step", "tokens", "flops", "seconds", "loss", "bits_per_byte"}
+
+
+def test_every_score_has_an_interval_over_texts_too(sweep, read):
+    table = next(table for table in read.tables if table[0][:2] == ["arm", "bits per byte"])
+    assert table[0][2:5] == ["over texts too", "less transformer", "less transformer, over texts too"]
+    for arm, row in zip(sweep[1]["results"]["arms"], table[1:], strict=True):
+        wide = arm["bootstrap"]
+        assert wide["low"] < arm["summary"]["bits_per_byte"]["mean"] < wide["high"] and wide["documents"] == 4
+        assert row[2] == f"[{wide['low']:.4f}, {wide['high']:.4f}]"
+
+
+def test_what_is_tuned_is_named_at_its_axis_and_what_is_not_tuned_yet_is_said(tmp_path):
+    make_sweep(tmp_path, arms=("rnn", "gru", "hmm"), skip=[(arm, seed) for arm in ("gru", "hmm") for seed in range(3)])
+    file = tmp_path / "arms/rnn/tuned.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"keys": ["optim.weight_decay"]}))
+    for arm, optimizer in (("gru", "adamw"), ("hmm", "em")):
+        (tmp_path / f"arms/{arm}/tuned.json").unlink()
+        (tmp_path / f"arms/{arm}/arm.json").write_text(json.dumps({"config": {"model": {"name": arm}, "optim": {"name": optimizer}}}))
+    found = results.gather(tmp_path)
+    assert [row["tuned"] for row in tables.choices(found)][1:] == ["not yet", "as written"]
+    assert found["missing"] == ["gru: tuning, seeds 0, 1, 2", "hmm: seeds 0, 1, 2"]
+    assert "times optim.weight_decay of the config" in page(found) and "times the learning rate" not in page(found)
 
 
 def test_what_runs_say_cannot_become_markup(tmp_path):
@@ -233,7 +285,7 @@ def test_a_browser_shows_it_without_errors_requests_or_overflow(sweep, tmp_path,
     assert found["scroll"] <= found["width"] <= width and not found["wide"], found
     assert found["title"] == "transformer, lstm and gru at equal training FLOPs (1e13)"
     assert found["verdict"].startswith("gru has the fewest bits per byte, 1.5090 [")
-    assert len(found["figures"]) == 15 and min(found["figures"]) > 80
+    assert len(found["figures"]) == 17 and min(found["figures"]) > 80
     assert not found["fetched"]
 
 

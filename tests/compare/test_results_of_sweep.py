@@ -3,13 +3,15 @@
 import json
 import math
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import scipy.stats
 
 import lm.compare
-from lm.compare import results, statistics, verdict
+from lm.compare import published, results, statistics, verdict
 from lm.errors import ConfigError
 from tests.compare.sweeps import make_sweep, score_of, write
 
@@ -204,6 +206,27 @@ def test_without_a_budget_arms_are_as_long_as_the_baseline(tmp_path):
         assert f"At sizes as they are written, all as long as rnn ({shown} tokens), 95 %" in found["verdict"]
 
 
+def test_where_tokenizers_differ_arms_are_as_long_in_bytes_and_not_in_tokens(tmp_path):
+    make_sweep(tmp_path, arms=("rnn", "gru"), budget={"kind": "tokens", "amount": 655360.0})
+    assert "At equal tokens (655,360), 95 %" in results.gather(tmp_path)["verdict"]
+    file = tmp_path / "arms/gru/sized.json"
+    write(file, json.loads(file.read_text()) | {"tokens": 1_200_000})
+    assert "At as many bytes of text as 655,360 tokens of rnn, 95 %" in results.gather(tmp_path)["verdict"]
+    write(tmp_path / "compare.json", json.loads((tmp_path / "compare.json").read_text()) | {"budget": None, "tokens": None})
+    assert "At sizes as they are written, all on as many bytes of text as rnn (655,360 tokens), 95 %" in results.gather(tmp_path)["verdict"]
+
+
+def test_a_tokenizer_that_loses_text_is_told_beside_the_scores(tmp_path):
+    make_sweep(tmp_path, arms=("rnn", "gru"))
+    assert "loses text" not in results.gather(tmp_path)["verdict"]
+    for file in tmp_path.glob("arms/*/seeds/*/score.json"):
+        write(file, json.loads(file.read_text()) | {"tokenizer_lossless": False})
+    found = results.gather(tmp_path)
+    assert found["verdict"].endswith("; the tokenizer of rnn and gru loses text, which costs no bits: such scores compare with one another "
+                                     "alone.")
+    assert published.keep([tmp_path])["sweeps"][0]["text"]["lossy"] == ["rnn", "gru"]
+
+
 def test_one_config_has_no_other_arm(tmp_path):
     assert "no other arm" not in results.gather(make_sweep(tmp_path, arms=("rnn",)))["verdict"]
 
@@ -270,6 +293,14 @@ def test_the_room_gives_its_functions_when_they_are_asked_for():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = lm.compare.nothing
     assert pathlib.Path(lm.compare.load_run.__code__.co_filename).name == "runs.py"
+
+
+def test_the_room_gives_its_modules_when_they_are_asked_for():
+    probe = ("import sys, lm.compare\nassert not [name for name in sys.modules if name.startswith('lm.compare.')]\n"
+             "print(lm.compare.plots.curves.__name__, lm.compare.laws.__name__, lm.compare.report.write.__name__)\n"
+             "for name in ('statistics', 'isoflop', 'frontier', 'points'): getattr(lm.compare, name)")
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    assert done.stdout == "curves lm.compare.laws write\n" and not done.returncode, done.stderr
 
 
 @pytest.mark.parametrize(("number", "text"), [(655360, "655,360"), (5.2e6, "5.2M"), (7e9, "7B"), (2e12, "2T"), (90, "90"), (0.5, "0.5"),

@@ -1,8 +1,10 @@
 """scripts/scaling.py: what it says of points, the ladder it trains, and what it refuses."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import types
@@ -11,13 +13,14 @@ import jax
 import numpy as np
 import pytest
 
+from lm import cli, objectives
 from lm import config as configs
-from lm import objectives
 from lm.compare import ask as asks
 from lm.compare import ladder, laws, points, scaling, scaling_plots, sweep
 from lm.data.prepare import prepare
 from lm.errors import ConfigError, DataError, ProcessError
-from tests.compare.ladders import BESIROGLU
+from lm.train import train
+from tests.compare.ladders import BESIROGLU, joined
 from tests.compare.ladders import ladder as synthetic
 from tests.compare.small_runs import one_device, write_corpus
 
@@ -57,7 +60,7 @@ def config_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two():
     """Two families, of which the second needs half the compute."""
-    return points.joined([synthetic(noise=0.002, family="lstm"), synthetic(noise=0.002, seed=1, family="gru", compute=0.5)])
+    return joined(synthetic(noise=0.002, family="lstm"), synthetic(noise=0.002, seed=1, family="gru", compute=0.5))
 
 
 def test_all_that_is_found_is_told(two):
@@ -84,12 +87,12 @@ def test_what_points_do_not_allow_is_said_and_the_rest_is_done():
     assert "no law: " in page and "nothing is predicted: " in page and "no power law" in page
     with pytest.raises(DataError, match="nothing can be fitted to 2 points"):
         scaling.analyse(synthetic(budgets=(1e18,), sizes=(1, 2)))
-    law = scaling.law_of(laws.fit(synthetic().with_loss(np.full(25, 3.0)), resamples=1))
+    law = scaling.law_of(laws.fit(dataclasses.replace(synthetic(), loss=np.full(25, 3.0)), resamples=1))
     assert law["undetermined"] and not law["best_for"] and law["exponents"] is None
 
 
 def test_families_that_do_not_meet_are_not_compared(two):
-    far = two.with_loss(np.where(two.family == "gru", two.loss + 5, two.loss))
+    far = dataclasses.replace(two, loss=np.where(two.family == "gru", two.loss + 5, two.loss))
     (pair,) = scaling.analyse(far, resamples=5)["comparisons"]
     assert "none in common" in pair["error"]
 
@@ -138,10 +141,10 @@ def test_flags_that_do_not_go_together_are_refused(script, flags, message):
         script.check_flags(arguments, overrides)
 
 
-def test_lists_are_numbers(script):
-    assert script.numbers("sizes", "0.5,1e3") == (0.5, 1000)
-    with pytest.raises(ConfigError, match="--sizes=1,x is not a list of numbers"):
-        script.numbers("sizes", "1,x")
+def test_lists_are_numbers():
+    assert cli.numbers("sizes", "0.5,1e3", (1,)) == (0.5, 1000) and cli.numbers("sizes", None, (1, 2)) == (1, 2)
+    with pytest.raises(ConfigError, match=r"--sizes=1,x is not a list of numbers, such as 0\.5,1"):
+        cli.numbers("sizes", "1,x", (0.5, 1))
     for sizes in ((), (1, 1), (0,), (float("nan"),)):
         with pytest.raises(ConfigError, match="different numbers above 0"):
             ladder.Ladder(asks.entries("c.py"), sizes, (1e9,))
@@ -224,7 +227,7 @@ def test_schedules_in_any_unit_are_stretched(config_file, tmp_path):
     (-9, ProcessError, "killed by SIGKILL, maybe because memory ran out"), (2, SystemExit, "2")])
 def test_a_planning_process_that_ends_badly_is_told(script, config_file, tmp_path, monkeypatch, code, error, message):
     started = []
-    monkeypatch.setattr(sweep, "start", lambda command: started.append(command) or types.SimpleNamespace(wait=lambda: code))
+    monkeypatch.setattr(sweep, "start", lambda command, variables: started.append(command) or types.SimpleNamespace(wait=lambda: code))
     arguments, _ = script.parser_of().parse_with_overrides([f"--workdir={tmp_path}", "--debug"])
     asked = small_ladder(config_file)
     with pytest.raises(error, match=message):
@@ -250,6 +253,85 @@ def test_points_of_a_ladder_are_of_its_runs(config_file, tmp_path, monkeypatch):
     (pathlib.Path(run) / "score.json").write_text(json.dumps(score | {"diverged": True}))
     with pytest.raises(DataError, match="has a score"):
         ladder.gather(tmp_path)
+
+
+@pytest.mark.parametrize("own, measure, message", [
+    ("data.tokenizer=bpe", "nats_per_token", "nats of different tokens are no one loss; use --measure=bits_per_byte"),
+    ("data.tokenizer=unigram,data.vocab_size=300", "nats_per_token", r"a has data\.tokenizer=bytes and b data\.tokenizer=unigram"),
+    ("data.tokenizer=bpe", "bits_per_byte", None), ("data.global_batch=16", "nats_per_token", None),
+    ("data.validation_fraction=0.1", "bits_per_byte", r"data\.validation_fraction=0\.1: laws are of one text"),
+    ("data.source=text:other.txt", "bits_per_byte", "laws are of one text"),
+    ("eval.split=none", "bits_per_byte", r"eval\.split=none: laws are of one text and one evaluation"),
+    ("eval.max_tokens=100", "nats_per_token", r"eval\.max_tokens=100"), ("seed=3,train.steps=7", "nats_per_token", None)])
+def test_what_is_not_of_one_text_in_one_unit_is_no_law(config_file, own, measure, message):
+    loaded = {entry.name: entry.config() for entry in asks.entries(f"a={config_file}:gru,b={config_file}:lstm[{own}]")}
+    if message is None:
+        assert ladder.check_alike(loaded, measure) == (["data.tokenizer"] if "tokenizer" in own else [])
+    else:
+        with pytest.raises(ConfigError, match=message):
+            ladder.check_alike(loaded, measure)
+
+
+def test_tokenizers_that_differ_are_refused_before_a_ladder_is_trained(script, config_file, tmp_path, monkeypatch):
+    families = asks.entries(f"a={config_file}:gru,b={config_file}:gru[data.tokenizer=bpe,data.vocab_size=300]")
+    ladder.plan(tmp_path, ladder.Ladder(families, (1.0,), (4e8,)))
+    monkeypatch.setattr(sweep.Supervisor, "run", lambda self: pytest.fail("it trains"))
+    with pytest.raises(ConfigError, match="use --measure=bits_per_byte"):
+        script.main([f"--workdir={tmp_path}"])
+
+
+@pytest.fixture(scope="module")
+def trained(config_file, tmp_path_factory):
+    """A folder with two finished runs of two steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        one_device(patch)
+        for seed in range(2):
+            config = configs.load(f"{config_file}:gru", {"train.steps": "2", "seed": str(seed)})
+            train(config, folder / str(seed))
+    return folder
+
+
+def change(trained, folder, of_lines=lambda line: [line], of_config=lambda stored: None):
+    """The two runs again, the second with other lines or another config.json; their pattern."""
+    if folder != trained:
+        shutil.copytree(trained, folder, dirs_exist_ok=True)
+    lines = [json.loads(line) for line in (folder / "1" / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.dumps(changed) + "\n" for line in lines for changed in of_lines(line)]
+    (folder / "1" / "metrics.jsonl").write_text("".join(lines))
+    stored = json.loads((folder / "1" / "config.json").read_text())
+    of_config(stored)
+    (folder / "1" / "config.json").write_text(json.dumps(stored))
+    return f"{folder}/*"
+
+
+def test_runs_that_have_ended_are_points(trained, tmp_path):
+    found = ladder.of_runs([change(trained, tmp_path)])
+    assert len(found) == 2 and found.tokens.tolist() == [2 * 8 * 16] * 2
+    with_batch = ladder.of_runs([change(trained, tmp_path, of_config=lambda stored: stored["config"]["data"].update(global_batch=4))])
+    assert len(with_batch) == 2
+
+
+@pytest.mark.parametrize("of_lines, of_config, message", [
+    (lambda line: [line] if line["step"] < 2 else [], lambda stored: None, "1 is at step 1 of 2: train it to its end, or leave it out"),
+    (lambda line: [], lambda stored: None, "1 is at step 0 of 2"),
+    (lambda line: [line], lambda stored: stored["config"]["train"].update(steps=5), "1 is at step 2 of 5"),
+    (lambda line: [line | {"step": 1}] if line["kind"] == "eval" else [line], lambda stored: None, "1 was last evaluated at step 1 of 2"),
+    (lambda line: [line], lambda stored: stored.update(data="another"), "0 and .*1 were trained on different text"),
+])
+def test_runs_that_have_not_ended_or_are_of_other_text_are_named(trained, tmp_path, of_lines, of_config, message):
+    with pytest.raises(DataError, match=message):
+        ladder.of_runs([change(trained, tmp_path, of_lines, of_config)])
+
+
+def test_runs_of_other_text_or_tokens_are_refused_in_a_line(trained, tmp_path):
+    pattern = change(trained, tmp_path, of_config=lambda stored: stored["config"]["data"].update(tokenizer="bpe"))
+    with pytest.raises(ConfigError, match=r"1 data\.tokenizer=bpe: nats of different tokens are no one loss; use"):
+        ladder.of_runs([pattern])
+    assert len(ladder.of_runs([pattern], "bits_per_byte")) == 2
+    change(tmp_path, tmp_path, of_config=lambda stored: stored["config"]["data"].update(validation_fraction=0.1))
+    with pytest.raises(ConfigError, match=r"data\.validation_fraction=0\.1: laws are of one text"):
+        ladder.of_runs([pattern], "bits_per_byte")
 
 
 @pytest.mark.slow

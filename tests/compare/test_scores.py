@@ -1,6 +1,7 @@
 """Scores of runs: sums by document, position and frequency against brute force, and the evaluation of scripts/eval.py to the digit."""
 
 import functools
+import itertools
 import json
 import math
 
@@ -8,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from lm.compare import breakdown, costs, latency, scores
+from lm.compare import breakdown, copying, costs, latency, scores
+from lm.data.packing import Rows, read_rows
 from lm.data.store import TokenStore
 from lm.data.tokenizers import ByteTokenizer
 from lm.errors import ConfigError
@@ -113,6 +115,51 @@ def test_parts_are_the_brute_force_sums(lstm):
         assert part["nats_per_token"] == pytest.approx(nats[of_tokens == part["decile"]].mean(), rel=1e-5)
 
 
+def recall_by_hand(store, rows):
+    """Which of breakdown.SEEN each scored target of rows [B, T] is, by reading what the model has read: -1 for others."""
+    found = np.full(rows.scored.shape, -1)
+    for row, column in zip(*np.nonzero(rows.scored), strict=True):
+        places = rows.documents[row] == rows.documents[row, column]
+        first = int(np.nonzero(places)[0][0])
+        read = [] if rows.starts[row, first] else [int(rows.tokens[row, first])]
+        read += rows.tokens[row, first + 1:column + 1].tolist()
+        target = int(rows.tokens[row, column + 1])
+        twice = read and (read[-1], target) in itertools.pairwise(read)
+        found[row, column] = 2 if twice else int(target in read)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_a_row_had_of_a_target_is_what_reading_it_says(seed):
+    """Of random documents of few ids, so that they repeat; rows that begin anywhere, overlap, and end in padding."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, 30, size=12)
+    texts = ["".join(rng.choice(list("abcd"), size=length)) for length in lengths]
+    store = TokenStore.from_documents([(str(i), text) for i, text in enumerate(texts)], ByteTokenizer())
+    starts = np.arange(0, store.num_tokens + 9, 9)
+    rows = read_rows(store, starts, 16, starts + 4, store.num_tokens - 3)
+    expected = recall_by_hand(store, rows)
+    np.testing.assert_array_equal(breakdown.seen(rows)[rows.scored], expected[rows.scored])
+    assert set(expected[rows.scored]) == {0, 1, 2}
+
+    parts, nats = breakdown.Breakdown(np.ones(300, np.int64)), rng.exponential(size=rows.scored.shape).astype(np.float32)
+    for half in (slice(0, 5), slice(5, None)):
+        parts(store, Rows(*(part[half] for part in rows)), nats[half])
+    assert [part["target"] for part in parts.recall()] == ["new", "seen token", "seen bigram"]
+    for kind, part in enumerate(parts.recall()):
+        assert part["tokens"] == (expected == kind).sum()
+        assert part["nats_per_token"] == pytest.approx(nats[expected == kind].mean(dtype=np.float64), rel=1e-12)
+
+
+def test_a_score_says_what_rows_had_of_targets_and_what_is_copied(lstm):
+    workdir, found = lstm
+    assert sum(part["tokens"] for part in found["recall"]) == found["tokens"]
+    total = sum(part["tokens"] * part["nats_per_token"] for part in found["recall"])
+    assert total / found["tokens"] == pytest.approx(found["nats_per_token"], rel=1e-12)
+    run = open_run(workdir)
+    assert found["copy"] == pytest.approx(copying.copy_probe(run, run.prepare().split_stores("validation")))
+
+
 def test_deciles_hold_a_tenth_of_the_text_where_ids_allow_it():
     shares = np.random.default_rng(0).dirichlet(np.ones(5000))
     shares[7] = 0.0
@@ -180,7 +227,7 @@ def test_a_trial_takes_the_evaluation_of_its_training(lstm, monkeypatch):
     workdir, full = lstm
     monkeypatch.setattr(scores, "evaluate_run", None)
     found = scores.score(workdir, full=False)
-    assert set(found) == set(full) - {"position", "frequency", "memory_bytes", "decode", "suites", "samples"}
+    assert set(found) == set(full) - {"position", "frequency", "recall", "copy", "memory_bytes", "decode", "suites", "samples"}
     assert found["bits_per_byte"] == pytest.approx(full["bits_per_byte"], rel=1e-6) and found["train"] == full["train"]
 
 
@@ -198,6 +245,7 @@ def test_a_model_without_a_likelihood_is_scored_by_what_it_can_say(corpus, tmp_p
     found = scores.score(tmp_path, prompts=["we the"])
     assert found["masked_accuracy"] == evaluate_run(tmp_path)["masked_accuracy"] and not found["diverged"]
     assert (found["decode"], found["samples"], found["frequency"], found["position"]) == (None, [], [], [])
+    assert (found["recall"], found["copy"]) == ([], None)
     assert found["memory_bytes"] > 0 and not (tmp_path / "scores").exists()
 
 

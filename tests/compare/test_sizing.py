@@ -333,6 +333,13 @@ def test_where_tokenizers_differ_all_see_as_many_bytes(tmp_path):
         assert "batches differ by data.tokenizer, data.vocab_size" in arm.text and "as many bytes" in arm.text
     assert arms[0].steps == 200 != arms[1].steps and seen[1] == pytest.approx(seen[0], rel=0.01)
     assert made(again(arms[1])) == arms[1].parameters and abs(arms[1].budget["error"]) <= TOLERANCE
+    arms = solve(asked, {}, Budget("tokens", 51_200))
+    assert [arm.tokens == 51_200 for arm in arms] == [True, False] and "tokens of bytes (" in arms[1].text
+    assert all(arm.budget["met"] == pytest.approx(51_200, rel=TOLERANCE) and abs(arm.budget["error"]) <= TOLERANCE for arm in arms)
+    few = next(steps for steps in range(5, 60) if abs(round(x := steps * arms[1].steps / 200) / x - 1) > 2 * TOLERANCE)
+    with pytest.raises(ConfigError, match=r"bpe sees as many bytes of text as bytes in \d+\.\d\d steps, and \d+ miss that .*such as \d+ "):
+        solve(asked, {}, tokens=few * 256)
+    assert solve({"bytes": asked["bytes"]}, {"bpe": asked["bpe"]}, tokens=few * 256)[1].reference
     assert Meter(asked["bpe"][2], prepare(asked["bpe"][2].data, 0)).objective.vocab_size == 300
 
 

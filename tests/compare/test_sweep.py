@@ -1,6 +1,7 @@
 """A comparison that is really trained: in this process, and in others that are killed at many moments."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import pathlib
 import signal
 import socket
 import time
+import types
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from lm.compare import ask as asks
 from lm.compare import sweep, tasks, tuning, worker
 from lm.compare.ask import Ask
 from lm.compare.worker import Interrupted
-from lm.errors import ConfigError, DiskError, NonFiniteError
+from lm.errors import CheckpointError, ConfigError, DataError, DiskError, NonFiniteError
 from tests.compare.small_runs import compiled_once
 from tests.compare.small_sweeps import attempts, compare, kill, scores, start, wait_until, write_config
 
@@ -115,7 +117,8 @@ def failing(error, at):
     return failing
 
 
-@pytest.mark.parametrize(("error", "tries"), [(NonFiniteError("inf"), 1), (ConfigError("wrong"), 1), (MemoryError("no more"), 2)])
+@pytest.mark.parametrize(("error", "tries"), [(NonFiniteError("inf"), 1), (ConfigError("wrong"), 1), (MemoryError("no more"), 2),
+                                              (DataError("cannot be read"), 2), (CheckpointError("has no checkpoint yet"), 2)])
 def test_what_fails_is_tried_again_where_that_may_help_and_the_rest_goes_on(alone, monkeypatch, error, tries):
     monkeypatch.setattr(worker, "_train", failing(error, "/1"))
     said = []
@@ -144,11 +147,82 @@ def test_trials_are_tried_again_only_while_no_seed_has_used_their_rate(tmp_path)
     assert left == {"settled/tune/0-1/failed.json", "settled/tuned.json", "settled/seeds/1/score.json"}
 
 
+def test_seeds_that_began_with_a_rate_that_is_forgotten_begin_anew(tmp_path):
+    """Their configs hold the old rate, and would be refused as other runs for ever."""
+    for name in ("tuned", "other"):
+        for file in ("tuned.json", "seeds/0/config.json", "seeds/0/checkpoints/6/seal", "tune/0-1/score.json"):
+            (tmp_path / "arms" / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "arms" / name / file).write_text("{}")
+    tasks.fail(tmp_path / "arms/tuned/tune/0-2", "x", fatal=True)
+    tasks.fail(tmp_path / "arms/other/seeds/1", "x", fatal=True)
+    tasks.fail(tmp_path / "arms/other/tune/0-1", "once, and then it had a score", fatal=False)
+    sweep.retry(tmp_path)
+    assert {path.relative_to(tmp_path / "arms/tuned").as_posix() for path in tmp_path.glob("arms/tuned/**/*") if path.is_file()} == {
+        "tune/0-1/score.json"}
+    assert (tmp_path / "arms/other/tuned.json").exists() and (tmp_path / "arms/other/seeds/0/checkpoints/6/seal").exists()
+    assert not (tmp_path / "arms/other/seeds/1/failed.json").exists()
+
+
+def test_failures_are_not_forgotten_while_somebody_works_on_the_arm(alone):
+    first, second = alone.due({})
+    tasks.fail(alone.workdir / first.run, "x", fatal=True)
+    for name in ("b", "a-b"):  # others whose names are alike
+        (alone.workdir / "arms" / name).mkdir()
+    with worker.locked(alone.workdir, dataclasses.replace(second, run="arms/a-b/seeds/1")):
+        sweep.retry(alone.workdir)
+    assert not alone.outcomes()
+    tasks.fail(alone.workdir / first.run, "x", fatal=True)
+    with worker.locked(alone.workdir, second), pytest.raises(ConfigError, match="--retry: a worker is at work on a: end the workers"):
+        sweep.retry(alone.workdir)
+    assert alone.outcomes()
+    sweep.retry(alone.workdir)
+    assert not alone.outcomes()
+
+
 def test_a_full_disk_ends_the_worker_and_is_nobodys_failure(alone, monkeypatch):
     monkeypatch.setattr(worker, "_train", failing(DiskError("cannot write"), "/1"))
     with pytest.raises(DiskError):
         alone.work()
     assert set(alone.outcomes()) == {"arms/a/seeds/0"}
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_machine_without_the_text_ends_its_worker_and_leaves_all_to_others(alone, config, monkeypatch, measured):
+    (arm,) = alone.arms
+    alone = dataclasses.replace(alone, arms=(dataclasses.replace(arm, together=None if measured else False),))
+    corpus, meant = config.parent / "corpus.txt", {f"arms/a/seeds/{seed}" for seed in range(2)}
+
+    def faster(config, seeds):
+        raise DataError("corpus.txt does not exist")
+
+    monkeypatch.setattr("lm.compare.together.faster", faster)
+    corpus.rename(config.parent / "elsewhere")
+    try:
+        with pytest.raises(DataError, match=r"corpus\.txt"):
+            alone.work()
+    finally:
+        (config.parent / "elsewhere").rename(corpus)
+    assert not alone.outcomes() and not (alone.workdir / "arms/a/together.json").exists()
+    alone.work()
+    assert set(scores(alone.workdir)) == meant
+
+
+@pytest.mark.parametrize("file", ["score.json", "documents.npz"])
+def test_a_disk_that_is_full_when_a_score_is_written_is_no_failure_of_its_run(alone, monkeypatch, file):
+    replace = os.replace
+
+    def full(source, target):
+        if pathlib.Path(target).name == file:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(DiskError, match=file):
+        alone.work()
+    assert not alone.outcomes()
+    monkeypatch.undo()
+    alone.work()
+    assert set(scores(alone.workdir)) == {f"arms/a/seeds/{seed}" for seed in range(2)}
 
 
 def test_a_task_that_another_holds_or_has_done_meanwhile_is_left(alone):
@@ -194,7 +268,8 @@ def test_only_what_a_process_took_since_it_began_is_its_failure(alone):
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_seeds_that_cannot_be_trained_together_are_trained_apart_and_have_not_failed(alone, monkeypatch, killed):
+@pytest.mark.parametrize("error", [MemoryError("no more"), ConfigError("there are 4 devices, which each seed would use alone")])
+def test_seeds_that_cannot_be_trained_together_are_trained_apart_and_have_not_failed(alone, monkeypatch, error, killed):
     (arm,), meant = alone.arms, {"arms/a/seeds/0", "arms/a/seeds/1"}
     alone = dataclasses.replace(alone, arms=(dataclasses.replace(arm, together=True),))
     (task,) = alone.due({})
@@ -205,7 +280,7 @@ def test_seeds_that_cannot_be_trained_together_are_trained_apart_and_have_not_fa
         path.write_text(json.dumps({"host": socket.gethostname(), "pid": 7, "since": 2.0, "task": task.run, "runs": task.runs}))
         assert worker.blame(alone.workdir, 7, "SIGKILL", 1.0) == task.run
     else:
-        monkeypatch.setattr(worker, "_train_together", failing(MemoryError("no more"), "seeds"))
+        monkeypatch.setattr(worker, "_train_together", failing(error, "seeds"))
         worker.perform(alone.workdir, task)
     assert not alone.outcomes() and [task.runs for task in alone.due({})] == [["arms/a/seeds/0"], ["arms/a/seeds/1"]]
     alone.work()
@@ -214,15 +289,36 @@ def test_seeds_that_cannot_be_trained_together_are_trained_apart_and_have_not_fa
 
 
 def test_workers_share_the_gpus_of_a_machine():
-    assert sweep.share_of(0, 1, 8) == sweep.share_of(1, 2, 0) == {}
-    assert [sweep.share_of(index, 3, 4)["CUDA_VISIBLE_DEVICES"] for index in range(3)] == ["0", "1", "2"]
-    shares = [sweep.share_of(index, 4, 2) for index in range(4)]
+    assert sweep.share_of(0, 1, list("01234567")) == sweep.share_of(1, 2, []) == {}
+    assert [sweep.share_of(index, 3, list("0123"))["CUDA_VISIBLE_DEVICES"] for index in range(3)] == ["0", "1", "2"]
+    shares = [sweep.share_of(index, 4, list("01")) for index in range(4)]
     assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["0", "1", "0", "1"]
     assert {share["XLA_PYTHON_CLIENT_MEM_FRACTION"] for share in shares} == {"0.45"}
 
 
+@pytest.mark.parametrize(("chosen", "found"), [
+    ("2,3, 5,7", ["2", "3", "5", "7"]), ("GPU-8932f937,MIG-1234", ["GPU-8932f937", "MIG-1234"]), ("", []), ("-1", []), ("1,-1,2", ["1"])])
+def test_workers_share_the_gpus_of_a_job_and_no_others(alone, monkeypatch, chosen, found):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert sweep.gpus() == found
+    started = []
+    child = types.SimpleNamespace(pid=0, wait=lambda: 0)
+    monkeypatch.setattr(sweep, "start", lambda command, variables: started.append(variables) or child)
+    supervisor = sweep.Supervisor(alone, 2, print)
+    for index in range(2):
+        supervisor._start(index)
+    assert [variables.get("CUDA_VISIBLE_DEVICES") for variables in started] == ([*found, *found][:2] if found else [None, None])
+    fraction = {"0.45"} if len(found) == 1 else {None}
+    assert {variables.get("XLA_PYTHON_CLIENT_MEM_FRACTION") for variables in started} == fraction
+    sweep.size_apart(["-c", ""], "arms", "wait", debug=False, workers=2)
+    assert started[2] == started[0], "sizes are of the devices of a worker"
+    sweep.size_apart(["-c", ""], "arms", "wait", debug=False, workers=1)
+    assert started[3] == {}
+
+
 def test_configs_that_cannot_be_compared_are_refused_before_they_are_trained(config, tmp_path):
     for own, text in (("eval.split=none", "eval.split=none"), ("data.context=32", "data.context"),
+                      ("eval.split=train", "eval.split"), ("eval.stride=8", "eval.stride"),
                       ("model.name=encoder,model.heads=2,objective.name=masked", "no bits per byte")):
         asks.settle(tmp_path, Ask(asks.entries(f"{config}:gru,{config}:rnn[{own}]")))
         with pytest.raises(ConfigError, match=text):

@@ -142,6 +142,24 @@ def test_an_arm_whose_trials_all_fail_has_no_seeds_and_says_so(tmp_path):
     assert tasks.read_outcomes(tmp_path).keys() == {f"arms/a/seeds/{seed}" for seed in range(3)}
 
 
+def test_where_the_longest_trials_fail_seeds_have_the_rate_of_the_shorter_ones_and_that_is_said(tmp_path):
+    def result(task):
+        failed = Outcome(None, {"error": "out of memory", "attempts": 2, "fatal": True})
+        return failed if task.run.startswith("arms/a/tune/2-") else scored(task)
+
+    ask = ask_of()
+    outcomes, done = finish(ask, result=result)
+    seeds = [task for task in done if task.run.startswith("arms/a/seeds/")]
+    assert len(seeds) == 3 and {task.config.optim.learning_rate for task in seeds} == {0.01}
+    tasks.settle(tmp_path, ask, ARMS, outcomes)
+    found = json.loads((tmp_path / "arms/a/tuned.json").read_text())
+    assert found["best"] == {"factor": 1.0, "values": {"optim.learning_rate": 0.01}, "score": pytest.approx(1.5 + 10 / 80)}
+    assert found["text"].endswith("; by runs of 50% of the length, for of the 2 trials of 100% none has a score (2 failed: see the folder "
+                                  "tune)")
+    assert "of the length" not in json.loads((tmp_path / "arms/b/tuned.json").read_text())["text"]
+    assert not list(tmp_path.glob("arms/*/seeds/*/failed.json"))
+
+
 def test_what_tuning_found_is_written_once_it_is_over(tmp_path):
     ask, outcomes = ask_of(), {}
     while now := [task for task in tasks.due(ask, ARMS, outcomes) if "/tune/" in task.run]:

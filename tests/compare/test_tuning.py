@@ -48,13 +48,13 @@ def test_the_best_is_the_factor_nearest_to_the_optimum(optimum, sharpness):
     (-2.0, 0.25, None, 1), (-3.2, 0.125, None, 2), (-9.0, 0.0625, "low", 2)])
 def test_an_optimum_at_or_beyond_the_edge_extends_the_grid_there_and_what_stays_at_an_edge_is_said(optimum, best, edge, extended):
     found, _ = search(GRID, parabola(optimum))
-    assert found[1:] == (best, edge, extended)
+    assert found[1:4] == (best, edge, extended)
     assert len(found.rungs[0]) == 5 + extended
 
 
 def test_without_extensions_the_edge_is_said():
     found, made = search(Grid(extensions=0), parabola(9))
-    assert found[1:] == (4.0, "high", 0) and len(made) == 10
+    assert found[1:4] == (4.0, "high", 0) and len(made) == 10
 
 
 @given(st.floats(-3, 3), st.floats(0.02, 0.5), st.integers(0, 1000))
@@ -76,7 +76,7 @@ def test_what_is_found_does_not_depend_on_the_order_in_which_trials_finish(optim
 
 def test_rates_that_diverge_are_left_and_are_no_edge():
     found, _ = search(GRID, parabola(5, diverges=2.0))
-    assert found[1:] == (1.0, None, 0)
+    assert found[1:4] == (1.0, None, 0)
     scores = {Trial(0, factor): parabola(5, diverges=2.0)(Trial(0, factor)) for factor in GRID.factors}
     assert tuning.due_trials(GRID, scores) == [Trial(1, 0.25), Trial(1, 0.5), Trial(1, 1.0)]
 
@@ -85,7 +85,7 @@ def test_where_everything_diverges_lower_factors_are_tried_and_then_nothing_is_f
     found, made = search(GRID, parabola(0, diverges=0.1))
     assert found.best == 0.0625 and found.extended == 2
     found, made = search(GRID, lambda trial: DIVERGED)
-    assert found[1:] == (None, None, 2) and sorted(trial.factor for trial in made) == [0.0625, 0.125, *GRID.factors]
+    assert found[1:4] == (None, None, 2) and sorted(trial.factor for trial in made) == [0.0625, 0.125, *GRID.factors]
 
 
 def test_a_longer_run_that_diverges_falls_back_to_the_other_survivors():
@@ -93,15 +93,59 @@ def test_a_longer_run_that_diverges_falls_back_to_the_other_survivors():
     assert found.best in (0.5, 0.25) and found.rungs[2][-1] == 1.0
 
 
+def test_survivors_that_diverge_make_room_for_those_that_were_left_behind_before_the_grid_grows():
+    """The optimum is at 1 and 2 in short runs, and of a whole run only rates below them are stable."""
+    def loss(stable):
+        return lambda trial: DIVERGED if trial.rung == 2 and trial.factor > stable else parabola(0.6)(trial)
+
+    found, made = search(GRID, loss(0.5))
+    assert [trial.factor for trial in made if trial.rung == 2] in ([1.0, 2.0, 0.5], [2.0, 1.0, 0.5])
+    assert found[1:] == (0.5, None, 0, 2) and found.rungs[2] == (0.5, 1.0, 2.0)
+    found, made = search(GRID, loss(0.25))
+    assert [trial.factor for trial in made if trial.rung == 2][2:] == [0.5, 0.25, 0.125]  # the last since 0.25 was the lowest
+    assert found[1:] == (0.25, None, 1, 2) and found.rungs[0] == GRID.factors
+    found, made = search(GRID, loss(0.1))
+    assert [trial.factor for trial in made if trial.rung == 2][2:] == [0.5, 0.25, 0.125, 0.0625]
+    assert found[1:] == (0.0625, "low", 2, 2)
+
+
+def test_of_those_left_behind_the_best_of_the_last_rung_comes_first_and_none_above_what_diverged():
+    def loss(trial):
+        return DIVERGED if trial.rung == 2 and trial.factor >= 0.5 else parabola(-0.6)(trial)
+
+    found, made = search(GRID, loss)  # rung 1 has 0.25, 0.5 and 1, of which 0.5 and 1 survive
+    assert found.rungs[1] == (0.25, 0.5, 1.0) and [trial.factor for trial in made if trial.rung == 2][2:] == [0.25, 0.125]
+    found, made = search(Grid(extensions=0), lambda trial: DIVERGED if trial.rung else parabola(-3)(trial))
+    assert found.rungs == (GRID.factors, (0.25, 0.5, 1.0)) and found.best is None
+
+
+def test_where_the_longest_trials_fail_the_shorter_ones_decide():
+    found, made = search(GRID, lambda trial: None if trial.rung == 2 else parabola(0.2)(trial))
+    assert found[1:] == (1.0, None, 0, 1) and len(made) == 10
+    found, _ = search(GRID, lambda trial: None if trial.rung else parabola(9)(trial))
+    assert found[1:] == (16.0, "high", 2, 0)
+
+
+def test_a_rate_that_diverged_in_longer_runs_is_not_what_shorter_ones_decide():
+    """Of a whole run 1 and 2 diverge, and all below them fail for another reason."""
+    def loss(trial):
+        return parabola(0.6)(trial) if trial.rung < 2 else DIVERGED if trial.factor >= 1 else None
+
+    found, _ = search(GRID, loss)
+    assert (found.best, found.rung) == (0.5, 0)  # rung 1 has none below 1
+    found, _ = search(GRID, lambda trial: parabola(0.6)(trial) if trial.rung < 2 else DIVERGED)
+    assert found[1:] == (None, None, 2, 2)
+
+
 def test_failures_say_nothing_of_a_factor():
-    assert search(GRID, lambda trial: None)[0][1:] == (None, None, 0)
+    assert search(GRID, lambda trial: None)[0][1:4] == (None, None, 0)
     found, _ = search(GRID, lambda trial: None if trial.factor == 1 else parabola(0)(trial))
     assert found.best in (0.5, 2.0) and found.edge is None
 
 
 def test_next_to_a_factor_that_failed_is_still_an_edge():
     found, _ = search(GRID, lambda trial: None if trial.factor >= 4 else parabola(9)(trial))
-    assert found[1:] == (2.0, "high", 2)
+    assert found[1:4] == (2.0, "high", 2)
     found, _ = search(GRID, lambda trial: None if trial.factor == 4 else parabola(3)(trial))
     assert found.best == 8.0
 

@@ -15,7 +15,7 @@ import pytest
 
 from lm.data import files, shards, sources
 from lm.data.prepare import prepare, prepare_into
-from lm.errors import DataError
+from lm.errors import DataError, DiskError
 from tests.data.text_stores import TEXTS, contents, options, write_texts
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -158,13 +158,14 @@ def test_a_file_that_changes_meanwhile_is_noticed(corpus, monkeypatch):
         prepare(options(corpus), 0)
 
 
-@pytest.mark.parametrize("code, message", [(errno.ENOSPC, "no space left to write .*: free space there"), (errno.EROFS, "cannot write")])
+@pytest.mark.parametrize("code, message", [(errno.ENOSPC, "no space left to write .*: free space there.* data.cache_dir"),
+                                           (errno.EROFS, "cannot write .*read-only.* data.cache_dir")])
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(corpus, monkeypatch, code, message):
     def full(file, **arrays):
         file.write(b"half")
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DiskError, match=message):
         prepare_into(options(corpus), 0, corpus / "out")
     assert [path for path in (corpus / "out").rglob("*") if path.is_file()] == []

@@ -11,6 +11,8 @@ from lm.compare.report.tables import MOST_PAIRS
 _SMOOTH = 20
 # Evaluations that make a curve.
 _FEWEST = 3
+# Keys that are a learning rate.
+_RATES = {"optim.learning_rate", "optim.muon_learning_rate"}
 
 
 def figures(found: dict) -> dict[str, list[dict]]:
@@ -85,18 +87,22 @@ def _costs(found, style):
 def _rates(found):
     drawn = []
     for arm in found["arms"]:
-        if arm["tuned"] and arm["tuned"]["rungs"]:
-            frame = results.profile_frame(arm["tuned"])
-            keys = " and ".join(arm["tuned"]["keys"])
-            drawn.append((f"{arm['name']}: trials of {keys}", plots.learning_rates(frame, edge=arm["tuned"]["edge"])))
-            drawn[-1][1].set_title(arm["name"], color=plots.INK, fontsize=plots.LETTERS)
+        tuned = arm["tuned"]
+        if tuned and tuned["rungs"]:
+            keys = " and ".join(tuned["keys"])
+            ax = plots.learning_rates(results.profile_frame(tuned), edge=tuned["edge"], best=(tuned["best"] or {}).get("factor"),
+                                      key=keys if set(tuned["keys"]) - _RATES else "the learning rate")
+            ax.set_title(arm["name"], color=plots.INK, fontsize=plots.LETTERS)
+            drawn.append((f"{arm['name']}: trials of {keys}", ax))
     return drawn
 
 
 def _breakdown(found, style):
     drawn = []
     for kind, draw, title in (("position", plots.position, "loss by place in the row"),
-                              ("frequency", plots.frequency, "loss by how frequent the token is in training")):
+                              ("frequency", plots.frequency, "loss by how frequent the token is in training"),
+                              ("recall", plots.recall, "loss by whether the token was in the row before"),
+                              ("copy", plots.copy, "loss of a run of text and of the same again")):
         frame = results.breakdown_frame(found, kind)
         if len(frame):
             drawn.append((title, draw(frame, style=style)))

@@ -17,7 +17,7 @@ def page(results: dict) -> str:
     return environment.from_string(TEMPLATE).render(
         title=title(results), verdict=f"{verdict.rstrip('.')}.", ground=f"At {ground}" if ground else "", missing=results["missing"],
         asked=tables.asked(results), scores=_table(tables.scores(results), marks), costs=_table(tables.costs(results), marks),
-        shared=tables.shared(results),
+        shared=tables.shared(results), recall=_table(tables.recall(results), marks), of_recall=tables.OF_RECALL,
         choices=_table(tables.choices(results), marks), differences=[row["text"] for row in results["differences"]],
         pairs=_table(tables.pairs(results)), suites=_table(tables.suites(results)),
         prompts=tables.samples(results), marks=marks, settings=_table(tables.settings(results)), runs=_table(tables.runs(results), marks),

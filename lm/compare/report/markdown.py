@@ -44,10 +44,12 @@ def page(results: dict) -> str:
 
     parts = [f"# {title(results)}", f"**{results['verdict']}**"]
     parts += ["Still to come: " + "; ".join(results["missing"]) + "."] if results["missing"] else []
+    recall = tables.recall(results)
     sections = (
         ("Asked", _facts(tables.asked(results))), ("Scores", table(tables.scores(results))),
         ("Costs", f"{table(tables.costs(results))}\n\n{tables.shared(results)}".strip()),
         ("Sizes and rates", table(tables.choices(results))), ("Each two arms", _table_of(tables.pairs(results))),
+        ("Recall and copying", f"{table(recall)}\n\n{tables.OF_RECALL}" if recall else ""),
         ("Suites", _table_of(tables.suites(results))), ("Samples", _samples(tables.samples(results))),
         ("Configs", _table_of(tables.settings(results))), ("Runs", _table_of(tables.runs(results))),
         ("Failed", _table_of(tables.failures(results))), ("Where the numbers are from", _facts(tables.provenance(results))),

@@ -2,16 +2,24 @@
 
 import shlex
 
-from lm.compare.results import value
+from lm.compare.breakdown import SEEN
+from lm.compare.results import buckets, usable, value
 from lm.compare.verdict import amount, budget_text, count, flops, interval_text, p_text
 from lm.describe.page import human
 
 # Pairs of arms that are shown: those of seven.
 MOST_PAIRS = 21
+# What the copy probe gives, by its heading.
+COPIED = {"first half": "first", "second half": "second", "first less second": "difference"}
+OF_RECALL = ("Nats per token, means over seeds. A target is a seen bigram where it has followed the token before it earlier in its "
+             "document within the row, a seen token where it was there without that, else new; what is said twice is often common, so "
+             "compare arms and not columns. The halves are of rows that say a run of text twice: what the second saves is copied.")
+# Of a score, what is flattened under its own name, or missing.
+_NESTED = ("train", "decode", "copy")
 # Headings whose cells stand right; those of arms by their name beside them.
 NUMBERS = frozenset((
     "bits per byte", "p", "seeds", "seeds needed", "parameters", "tokens", "training FLOPs", "seconds",
-    "tokens/s", "MFU", "memory", "decoding", "over texts too", "seed", "+- over documents"))
+    "tokens/s", "MFU", "memory", "decoding", "over texts too", "seed", "+- over documents", *SEEN, *COPIED))
 
 
 def scores(results: dict) -> list[dict]:
@@ -24,9 +32,10 @@ def scores(results: dict) -> list[dict]:
         away = "reference" if arm["reference"] else "baseline" if arm["name"] == baseline else ""
         rows.append({
             "arm": arm["name"], "bits per byte": interval_text(arm["summary"]["bits_per_byte"]),
+            "over texts too": _range(arm["bootstrap"], "") if arm.get("bootstrap") else "",
             f"less {baseline}": signed(found) if found else away,
+            f"less {baseline}, over texts too": _range(found["bootstrap"]) if found and found["bootstrap"] else "",
             "p": "" if not found or found["p_holm"] is None else p_text(found["p_holm"]),
-            "over texts too": _range(found["bootstrap"]) if found and found["bootstrap"] else "",
             "seeds": str(arm["summary"]["bits_per_byte"]["n"]),
             "seeds needed": "" if not found or found["seeds_needed"] is None else f"{found['seeds_needed']:,}"})
     return rows
@@ -51,7 +60,7 @@ def choices(results: dict) -> list[dict]:
     _, own = _common(results["ask"])
     entries = {entry["name"]: entry for entry in [*own["configs"], *own["references"]]}
     return [{"arm": arm["name"], "config": spec(entries[arm["name"]]), "size": (arm["sized"] or {}).get("text", ""),
-             "tuned": arm["tuned"]["text"] if arm["tuned"] else "as written"} for arm in results["arms"]]
+             "tuned": arm["tuned"]["text"] if arm["tuned"] else "not yet" if arm["untuned"] else "as written"} for arm in results["arms"]]
 
 
 def pairs(results: dict) -> list[dict]:
@@ -61,6 +70,33 @@ def pairs(results: dict) -> list[dict]:
     return [{"of two arms": f"{row['b']} less {row['a']}", "bits per byte": signed(row),
              "p": "" if row["p_holm"] is None else p_text(row["p_holm"]), "": "separated" if row["separated"] else "not separated",
              "seeds needed": "" if row["seeds_needed"] is None else f"{row['seeds_needed']:,}"} for row in results["pairs"]]
+
+
+def recall(results: dict) -> list[dict]:
+    """A row an arm: what targets cost by whether the row had them before, and the halves of a row that says a run twice, in nats per token,
+    means over seeds. No rows where no run has either."""
+    rows = []
+    for arm in results["arms"]:
+        found: dict[str, list] = {name: [] for name in (*SEEN, *COPIED)}
+        for score in usable(arm["scores"]):
+            for name, nats in (by_bucket(score, "recall") | by_bucket(score, "copy")).items():
+                found[name].append(nats)
+        rows.append({"arm": arm["name"]} | {name: f"{sum(nats) / len(nats):.3f}" if nats else "" for name, nats in found.items()})
+    return rows if any(cell for row in rows for name, cell in row.items() if name != "arm") else []
+
+
+def by_bucket(score: dict, kind: str) -> dict[str, float]:
+    """{heading: nats per token} of a breakdown of one run (`lm.compare.results.buckets`); {} where it has none."""
+    if kind == "copy":
+        return {heading: row[name] for row in buckets(score, kind) for heading, name in COPIED.items()}
+    return {_bucket(bucket): bucket["nats_per_token"] for bucket in buckets(score, kind)}
+
+
+def _bucket(bucket) -> str:
+    for name in ("decile", "target"):
+        if name in bucket:
+            return str(bucket[name])
+    return f"{bucket['from']}" if bucket["from"] == bucket["to"] else f"{bucket['from']}-{bucket['to']}"
 
 
 def suites(results: dict) -> list[dict]:
@@ -235,20 +271,46 @@ def signed(row: dict) -> str:
 
 
 def csv(results: dict) -> str:
-    """Comma-separated values: a row for each arm and seed, with what was measured of that run and what was chosen for its arm."""
+    """Comma-separated values: a row for each arm and seed, with what was measured of that run, and of its arm the mean with its intervals,
+    how far it is from the baseline, and what was chosen."""
     import pandas
 
+    differences = {row["b"]: row for row in results["differences"]}
     rows = []
     for arm in results["arms"]:
-        sized, tuned = arm["sized"] or {}, (arm["tuned"] or {}).get("best") or {}
-        for score in arm["scores"]:
-            flat = {name: cell for name, cell in score.items() if not isinstance(cell, (dict, list))}
-            trained = {f"train.{name}": cell for name, cell in (score.get("train") or {}).items()}
-            decoded = {f"decode.{name}": cell for name, cell in (score.get("decode") or {}).items()}
-            chosen = {f"tuned.{key}": setting for key, setting in (tuned.get("values") or {}).items()}
-            of_arm = {"arm": arm["name"], "reference": arm["reference"], "parameters": sized.get("parameters")}
-            rows.append(of_arm | flat | trained | decoded | chosen)
+        of_arm = {"arm": arm["name"], "reference": arm["reference"], "parameters": (arm["sized"] or {}).get("parameters")}
+        apart = differences.get(arm["name"], {})
+        after = _chosen(arm["tuned"] or {}) | _interval("mean", arm["summary"]["bits_per_byte"], arm.get("bootstrap"))
+        after |= _interval("difference", apart, apart.get("bootstrap"))
+        rows += [of_arm | _of_run(score) | after for score in arm["scores"]]
     return pandas.DataFrame(rows).to_csv(index=False)
+
+
+def _of_run(score: dict) -> dict:
+    """What was measured of a run, flat."""
+    flat = {name: cell for name, cell in score.items() if not isinstance(cell, (dict, list)) and name not in _NESTED}
+    for name in _NESTED:
+        flat |= {f"{name}.{part}": cell for part, cell in (score.get(name) or {}).items()}
+    return flat | {f"recall.{name}": nats for name, nats in by_bucket(score, "recall").items()}
+
+
+def _interval(name: str, found: dict, bootstrap: dict | None) -> dict:
+    """A mean or a difference in bits per byte with both of its intervals: over seeds, and over seeds and documents."""
+    ends = {f"{name}.bootstrap_{end}": (bootstrap or {}).get(end) for end in ("low", "high")}
+    return {f"{name}.{part}" if part != "mean" else name: found.get(part) for part in ("mean", "low", "high")} | ends
+
+
+def _chosen(tuned: dict) -> dict:
+    """What tuning found: values, the edge of the grid that they are at, and how sharp the optimum is (`sharpness`)."""
+    values = {f"tuned.{key}": setting for key, setting in ((tuned.get("best") or {}).get("values") or {}).items()}
+    return values | ({f"tuned.{name}": found for name, found in ({"edge": tuned.get("edge")} | sharpness(tuned)).items()} if tuned else {})
+
+
+def sharpness(tuned: dict) -> dict:
+    """{"curvature": bits per byte for a squared doubling, "half", "double": how much worse half and double the best value is} of what
+    tuning found; None for what is not known."""
+    rises = tuned.get("rises") or {}
+    return {"curvature": tuned.get("curvature")} | {name: rises.get(name) for name in ("half", "double")}
 
 
 def _train(score, name):
@@ -260,5 +322,5 @@ def form(number, how) -> str:
     return "" if number is None else how.format(number) if isinstance(how, str) else how(number)
 
 
-def _range(row) -> str:
-    return "" if row["low"] is None else f"[{row['low']:+.4f}, {row['high']:+.4f}]"
+def _range(row, sign: str = "+") -> str:
+    return "" if row["low"] is None else f"[{row['low']:{sign}.4f}, {row['high']:{sign}.4f}]"

@@ -62,8 +62,8 @@ pre { background: var(--sheet); border-radius: .4rem; padding: .6rem .8rem; font
 <h2>Scores</h2>
 {{ table(scores) }}
 <p>Bits per byte on the same raw bytes whatever the tokenizer; brackets are 95 % intervals over seeds (Student's t; of differences, paired
- by seed). p is corrected by Holm's method for the other arms of the table. "Over texts too" is the interval of a bootstrap that draws
- seeds and documents together: what other texts of this kind would say; of two or three seeds
+ by seed). p is corrected by Holm's method for the other arms of the table. "Over texts too" are the intervals, of scores and of
+ differences, of a bootstrap that draws seeds and documents together: what other texts of this kind would say; of two or three seeds
  it knows too little to be wide enough for them. "Seeds needed" is how many
  would find such a difference in 4 of 5 tries, at 5 % divided by the number of other arms.</p>
 {% if differences and differences | length < 7 %}<ul>{% for text in differences %}<li>{{ text }}</li>{% endfor %}</ul>{% endif %}
@@ -82,6 +82,7 @@ pre { background: var(--sheet); border-radius: .4rem; padding: .6rem .8rem; font
 <div class="said-of">{{ table(choices) }}</div>
 {{ drawn(figures.rates) }}
 {% if figures.breakdown %}<h2>Where the loss is</h2>{{ drawn(figures.breakdown) }}{% endif %}
+{% if recall %}{{ table(recall) }}<p>{{ of_recall }}</p>{% endif %}
 {% if suites %}<h2>Suites</h2>{{ table(suites) }}{% endif %}
 {% if prompts %}
 <h2>Samples</h2>
