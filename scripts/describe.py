@@ -30,7 +30,7 @@ def main(argv):
     parser.add_argument("--hlo", metavar="FILE", help="write every collective of the compiled step with the line of ours that asks for it")
     arguments, overrides = parser.parse_with_overrides(argv)
     _check(arguments, overrides)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # shapes alone are asked for: no accelerator is taken from a run
+    os.environ["JAX_PLATFORMS"] = "cpu"  # shapes alone are asked for: no accelerator is taken from a run
     from lm.plan import topology
 
     target = topology.asked_for(arguments.topology) if arguments.topology else None

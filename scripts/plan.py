@@ -61,6 +61,8 @@ def main(argv):
     from lm.plan import topology
 
     target = topology.asked_for(arguments.topology) if arguments.topology else None
+    if (target and target.kind != "cpu") or arguments.cheapest or arguments.published:
+        topology.compiler_version()  # where there is none, it is said before anything is looked at
     if arguments.check or arguments.published:
         report(arguments)
         return

@@ -5,11 +5,13 @@ import pathlib
 import re
 
 import lm
-from lm.hlo.collectives import collectives
+from lm.hlo.collectives import with_steps
 from lm.hlo.text import Module
 from lm.parallel import make_mesh
+from lm.plan.device import Device
 from lm.plan.network import Network
 from lm.plan.page import seconds
+from lm.plan.roofline import algorithm_of
 from lm.plan.topology import Topology, devices
 
 ROOT = pathlib.Path(lm.__file__).parents[1]
@@ -17,33 +19,33 @@ ROOT = pathlib.Path(lm.__file__).parents[1]
 _NO_MODULE = re.compile(r"while|body|closed_call|checkpoint|rematted_computation|shard_map|cond|branch_\d+_fun|.*[(.].*")
 
 
-def network_of(sizes: dict[str, int], topology: Topology) -> Network | None:
-    """How the devices of a mesh are joined; None for CPUs. PlanError without the TPU compiler, which knows where they lie."""
+def device_of(sizes: dict[str, int], topology: Topology) -> Device | None:
+    """One of the devices of a mesh, as a plan has it; None for CPUs. PlanError without the TPU compiler, which knows where they lie."""
     if topology.kind == "cpu":
         return None
     mesh = make_mesh(sizes, devices(topology))
-    return Network(mesh.devices, mesh.axis_names, topology.chip)
+    return Device(topology.chip, Network(mesh.devices, mesh.axis_names, topology.chip))
 
 
-def annotated(module: Module, sizes: dict[str, int], network: Network | None = None) -> list[dict]:
+def annotated(module: Module, sizes: dict[str, int], device: Device | None = None) -> list[dict]:
     """[{"kind", "axis", "devices" (that talk with each other), "count" (a step), "bytes" (of all results on a device), "sent" (bytes by a
-    device), "seconds" (None without a network; they may pass beside other work), "asynchronous", "phase" and "module" (see
-    `phase_and_module`), "source" ("lm/layers/dense.py:61"), "line" (its text today)}].
+    device), "seconds" (as a plan has them; None without a device; they may pass beside other work), "asynchronous", "phase" and "module"
+    (see `phase_and_module`), "source" ("lm/layers/dense.py:61"), "line" (its text today)}].
 
     Those alike are one; what sends the most comes first.
     """
     rows: dict[tuple, dict] = {}
-    for one in collectives(module, sizes):
+    for step, one in with_steps(module, sizes):
         phase, part = phase_and_module(one.op_name)
         alike = one.kind, one.axis, one.size, one.asynchronous, phase, part, one.source
         row = rows.setdefault(alike, {"kind": one.kind, "axis": one.axis, "devices": one.size, "count": 0, "bytes": 0, "sent": 0,
-                                      "seconds": 0.0 if network else None, "asynchronous": one.asynchronous,
+                                      "seconds": 0.0 if device else None, "asynchronous": one.asynchronous,
                                       "phase": phase, "module": part, "source": one.source,
                                       "line": line_of(one.source)})
         for name in ("count", "bytes", "sent"):
             row[name] += getattr(one, name)
-        if network:
-            row["seconds"] += one.count * network.seconds(one.kind, one.axis, one.size, one.bytes / one.count)
+        if device:
+            row["seconds"] += one.count * device.network_seconds(one, algorithm_of(module, step.instruction))
     return sorted(rows.values(), key=lambda row: -row["sent"])
 
 

@@ -43,7 +43,7 @@ def place_of(config, topology: Topology | None = None, devices: int = 0) -> Plac
     ConfigError where the mesh does not fit them or their slices, or the config the mesh.
     """
     if topology is not None:
-        devices = topology.chips * (1 if topology.kind == "cpu" else topology.chip.devices_per_chip)
+        devices = topology.chips * topology.devices_per_chip
     sizes = mesh_sizes(config.mesh, devices or math.prod(size for size in config.mesh.values() if size != -1))
     check_slices(sizes, topology.slices if topology else 1)
     layouts.check(config, sizes)

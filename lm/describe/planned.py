@@ -6,7 +6,7 @@ import zlib
 
 from lm import config as configs
 from lm.config.planned import values_of
-from lm.describe.collectives import annotated, network_of
+from lm.describe.collectives import annotated, device_of
 from lm.describe.config import describe, place_of
 from lm.errors import PlanError
 from lm.hlo.text import parse
@@ -25,10 +25,10 @@ def describe_plan(folder: str | pathlib.Path) -> dict:
         text = gzip.decompress(path.read_bytes()).decode()
     except (OSError, EOFError, zlib.error) as error:
         raise PlanError(f"{path} cannot be read ({error}): plan again with scripts/plan.py --out={folder}") from error
-    network, note = None, ""
+    device, note = None, ""
     try:
-        network = network_of(place.sizes, topology)
+        device = device_of(place.sizes, topology)
     except PlanError as error:
         note = f"collectives have no seconds: {error}"
-    found = annotated(parse(text), place.sizes, network) if text else []
+    found = annotated(parse(text), place.sizes, device) if text else []
     return describe(config, place) | {"plan": plan, "collectives": found, "note": note if found else ""}

@@ -51,10 +51,15 @@ def collectives(module: Module, mesh: dict[str, int]) -> list[Collective]:
     work counts where it starts. An all-reduce of which a fusion keeps this device's part is a reduce-scatter. What a device hands to
     itself alone is left out.
     """
+    return [one for _, one in with_steps(module, mesh)]
+
+
+def with_steps(module: Module, mesh: dict[str, int]) -> list[tuple[Executed, Collective]]:
+    """`collectives`, each after the executed instruction that starts it."""
     found = []
     apart = {name for instruction in module.instructions() if instruction.opcode == "async-start" for name in instruction.called["calls"]}
     for step in executed(module, lambda instruction: bool(_sends(module, instruction))):
-        found += [one._replace(asynchronous=True) if step.computation in apart else one for one in starts(module, step, mesh)]
+        found += [(step, one._replace(asynchronous=True) if step.computation in apart else one) for one in starts(module, step, mesh)]
     return found
 
 

@@ -5,11 +5,14 @@ import pathlib
 import numpy as np
 
 from lm import objectives
+from lm.config.durations import parse
+from lm.config.model_keys import COUNTED
 from lm.data.prepare import PreparedData, Tokenizers, prepare, stored_tokenizers
 from lm.data.sources import split_spec
 from lm.data.store import SPLITS, TokenStore
 from lm.data.tokenizer_files import is_tokenizer_path, open_tokenizer
 from lm.data.tokenizers import ByteTokenizer
+from lm.errors import ConfigError
 from lm.parallel import layout as layouts
 from lm.parallel import make_mesh
 from lm.train.job import Job, lay_out
@@ -61,6 +64,15 @@ def _tokenizer(data, name: str, vocab_size: int):
     return Unread(vocab_size, _WORDPIECE_MARKS if name == "wordpiece" else ())
 
 
+def fingerprints(config) -> list[str]:
+    """Of the tokenizers that a config names by their files, whose content may change under the same name."""
+    data = config.data
+    named = [open_tokenizer(name, data.allow_lossy, data.eos_token) for name in (data.tokenizer, data.source_tokenizer)
+             if is_tokenizer_path(name)]
+    stored = [tokenizer for spec in data.source if split_spec(spec)[0] == "store" for tokenizer in stored_tokenizers(spec) if tokenizer]
+    return [tokenizer.fingerprint() for tokenizer in (*named, *stored)]
+
+
 def absent_data(config) -> PreparedData:
     """Stands for the prepared text of a config: documents of data.context tokens, or pairs of them, which are counted up and not stored."""
     tokenizers, count = tokenizers_of(config), len(config.data.source)
@@ -68,6 +80,11 @@ def absent_data(config) -> PreparedData:
     sources = [[dict.fromkeys(SPLITS, side) for _ in range(count)] for side in sides]
     return PreparedData(tokenizers.target, sources[0], np.full(count, 1 / count), list(config.data.source), "absent", [],
                         source_tokenizer=tokenizers.source, source_sides=sources[1] if tokenizers.source else [])
+
+
+def known_length(config) -> bool:
+    """Whether a run's steps are known without its text: not where train.steps counts epochs, of which what stands for it has others."""
+    return parse("train.steps", config.train.steps)[1] != "epochs"
 
 
 def _store(config, vocab_size: int) -> TokenStore:
@@ -81,7 +98,10 @@ def _store(config, vocab_size: int) -> TokenStore:
 
 
 def job_of(config, devices) -> Job:
-    """A training run set up on devices that may be elsewhere, with its text left out. ConfigError as for a run that starts."""
+    """A training run set up on devices that may be elsewhere, with its text left out. ConfigError as for a run that starts, and for a
+    model that is not trained."""
+    if config.model.name in COUNTED:
+        raise ConfigError(f"model.name={config.model.name} is made by counting: there is no train step to plan")
     mesh = make_mesh(config.mesh, devices)
     layouts.check(config, dict(mesh.shape))
     return lay_out(config, pathlib.Path(), absent_data(config), mesh)

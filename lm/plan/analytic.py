@@ -255,4 +255,5 @@ def account_of(config) -> Account:
 def lower_bound(config, topology: Topology) -> Bound:
     """The bound of a config as it is laid out, on a topology; ConfigError where it cannot be."""
     limits = limits_of(topology, config.model.dtype)
-    return account_of(config).bound(own(config, limits.devices), limits, config.data.global_batch)
+    mine = own(config, limits.devices)  # before anything is traced
+    return account_of(config).bound(mine, limits, config.data.global_batch)

@@ -106,7 +106,7 @@ class Ranking:
         if leaner and leaner.name not in self._names:
             self._names.add(leaner.name)
             self.items.append(leaner)
-        devices = item.topology.chip.devices_per_chip if item.topology.kind != "cpu" else 1
+        devices = item.topology.devices_per_chip
         for kind in (None, *item.kinds):
             self._sizes.setdefault(kind, []).append(plan["hbm_bytes_per_chip"] / devices / item.bound.likely)
             if plan["estimated_step_seconds"]:

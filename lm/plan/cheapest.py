@@ -11,6 +11,7 @@ from lm.plan import layouts, topology
 from lm.plan.analytic import account_of
 from lm.plan.best_first import Item, Outcome, Tried, best_first, tell
 from lm.plan.chips import CHIPS
+from lm.plan.folders import check_writable, plans_folder
 from lm.plan.search import WORKERS, changed, folder_of, items_of, keep
 from lm.plan.topology import Topology
 from lm.plan.worker import Workers
@@ -52,12 +53,15 @@ def cheapest(config, tokens: float, out: str | pathlib.Path | None = None, *, to
     Of each topology, the few layouts that guesses take for the fastest may be compiled; lower bounds are of all its layouts. In the folder
     `out`, by default one of the cache, are the winner's plan, overrides.txt and cheapest.json, as of `lm.plan.search.search`. `days` leaves
     out what takes longer. At most `most` plans are compiled, for at most `seconds`. `plan` stands for `lm.plan.planning.plan` in tests.
-    PlanError when nothing fits, or nothing in time.
+    PlanError when nothing fits, or nothing in time, DiskError when the folder cannot be written.
     """
     per_hour, whence = prices_of(prices)
     targets = [topology.parse(name) for name in topologies or TOPOLOGIES]
     if any(target.kind == "cpu" for target in targets):
         raise ConfigError("--topologies: there is no price of cpu")
+    names = [target.name for target in targets]
+    folder = pathlib.Path(out or folder_of("cheapest", config, names, tokens, per_hour, days))
+    check_writable(folder, plans_folder())
     steps = tokens / (account_of(config).traced.tokens_per_row * config.data.global_batch)
     items, looked = [], {}
     for target in targets:
@@ -73,13 +77,12 @@ def cheapest(config, tokens: float, out: str | pathlib.Path | None = None, *, to
     table = _rows(config, steps, looked, per_hour, outcome)
     best = outcome.best()
     if best is None:
-        raise PlanError(_nothing(table, days))
+        raise PlanError(_nothing(table, days, outcome))
     winner = (overrides or {}) | changed(config, best.plan)
     found = {"tokens": tokens, "steps": steps, "prices": {kind: per_hour[kind] for kind in sorted({target.kind for target in targets})},
              "prices_from": whence, "within_days": days, "stopped": outcome.stopped, "seconds": round(outcome.seconds, 1),
              "topologies": table, "flags": layouts.as_flags(winner)}
-    names = [target.name for target in targets]
-    return keep(best.plan, "cheapest", found, winner, out or folder_of("cheapest", config, names, tokens, per_hour, days))
+    return keep(best.plan, "cheapest", found, winner, folder)
 
 
 def _dollars(target: Topology, price: float, steps: float) -> float:
@@ -138,10 +141,12 @@ def _costs(step: float, steps: float, chips: int, dollars: float) -> dict:
     return {"days": step * steps / _DAY, "chip_hours": step * steps * chips / _HOUR, "dollars": dollars}
 
 
-def _nothing(table: list[dict], days: float | None) -> str:
+def _nothing(table: list[dict], days: float | None, outcome: Outcome) -> str:
+    if not outcome.tried and any(row["by"] for row in table):
+        return f"--cheapest: {outcome.stopped}, and nothing was compiled: give more --budget_seconds"
     why = "; ".join(f"{row['topology']}: {row['why']}" for row in table if row["why"])
     within = f" within {days:g} days" if days is not None else ""
-    return f"--cheapest: nothing compiled fits{within} ({why or 'nothing was finished'}): compile more, or name other slices"
+    return f"--cheapest: nothing compiled fits{within} ({why}): compile more, or name other slices"
 
 
 def page(result: dict) -> str:

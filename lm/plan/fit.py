@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 
 from lm import cli
 from lm.config.model_keys import DEEP, ENCODER_DECODER, ENCODERS, TRANSFORMERS
+from lm.config.planned import as_text
 from lm.errors import ConfigError, PlanError
 from lm.parallel import Layout, mesh_sizes
 from lm.parallel.layout import row_multiple
 from lm.plan import layouts
 from lm.plan.analytic import Bound, limits_of, lower_bound
 from lm.plan.best_first import tell
+from lm.plan.folders import check_writable, plans_folder
 from lm.plan.search import folder_of, keep
 from lm.plan.topology import Topology
 from lm.plan.worker import Workers
@@ -37,8 +39,9 @@ class Sizes:
 
     def __init__(self, config, topology: Topology, values: Callable[[int], dict], name: str):
         """`values` gives the config's keys {"a.b": value} at a size."""
-        self._config, self._topology, self._values, self.name = config, topology, values, name
+        self._config, self.topology, self._values, self.name = config, topology, values, name
         self._bounds: dict[int, Bound | None] = {}
+        self._why: ConfigError | None = None  # the last size that cannot be, cannot
 
     def values(self, number: int) -> dict:
         """The keys at a size, of which the first is the one that is asked for."""
@@ -52,10 +55,15 @@ class Sizes:
         """Its bound; None where the config cannot have this size."""
         if number not in self._bounds:
             try:
-                self._bounds[number] = lower_bound(self.config(number), self._topology)
-            except ConfigError:
-                self._bounds[number] = None
+                self._bounds[number] = lower_bound(self.config(number), self.topology)
+            except ConfigError as error:
+                self._bounds[number], self._why = None, error
         return self._bounds[number]
+
+    def check(self):
+        """ConfigError, of the last of them, where the config can have none of the first _TRIES sizes: its size is not what is wrong."""
+        if not any(self.bound(number) for number in range(1, _TRIES + 1)):
+            raise self._why
 
     def span(self, below: int, holds: Callable[[Bound], bool]) -> tuple[int, int]:
         """(a number whose bound holds, or 0, the next larger one under `below` that was looked at and does not); bounds grow with it."""
@@ -152,10 +160,14 @@ def fit(config, topology: Topology, kind: str, out: str | pathlib.Path | None = 
 
     At most `most` plans are compiled, for about `seconds`; a size whose plan fails is taken for one that does not fit. In the folder `out`,
     by default one of the cache, are the plan, overrides.txt and fit.json, as of `lm.plan.search.search`. `plan` stands for
-    `lm.plan.planning.plan` in tests. PlanError when nothing fits.
+    `lm.plan.planning.plan` in tests. PlanError when nothing fits, ConfigError when the config can have none of the first sizes,
+    DiskError when the folder cannot be written.
     """
+    folder = pathlib.Path(out or folder_of("fit", config, topology.name, kind))
+    check_writable(folder, plans_folder())
     sizes, running, start = sizes_of(config, topology, kind), Workers(), time.monotonic()
     limit = limits_of(topology, config.model.dtype).memory
+    sizes.check()
     top = sizes.valid(sizes.span(_MOST, lambda bound: bound.memory <= limit)[1] - 1, 0)
     make = plan or (lambda config: running.plan(config, topology, source, overrides))
     tried: dict[int, dict] = {}
@@ -173,10 +185,9 @@ def fit(config, topology: Topology, kind: str, out: str | pathlib.Path | None = 
     best = max((number for number, found in tried.items() if found["fits"]), default=0)
     if not best:
         raise PlanError(f"--fit={kind}: {_nothing(sizes, tried, top)}")
-    changed = {key: layouts.text_of(value) for key, value in sizes.values(best).items()}
-    found = _answer(sizes, kind, best, top, tried, ended) | {"flags": layouts.as_flags(changed)}
-    winner = {name: value for name, value in tried[best].items() if name != "error"}
-    return keep(winner, "fit", found, (overrides or {}) | changed, out or folder_of("fit", config, topology.name, kind))
+    winner = (overrides or {}) | {key: as_text(value) for key, value in sizes.values(best).items()}
+    found = _answer(sizes, kind, best, top, tried, ended) | {"flags": layouts.as_flags(winner)}
+    return keep({name: value for name, value in tried[best].items() if name != "error"}, "fit", found, winner, folder)
 
 
 def _tried(make: Callable, config) -> dict:
@@ -245,8 +256,8 @@ def _answer(sizes: Sizes, kind, best, top, tried, ended: bool) -> dict:
     decided = "compilations used up" if not ended else "a failure" if failed else "bound" if misfit is None else "compiled"
     key, value = next(iter(sizes.values(best).items()))
     rows = [{"size": _text(sizes, number), "fits": found["fits"], "bytes": found["hbm_bytes_per_chip"], "limit": found["hbm_limit"],
-             "bound_bytes": round(sizes.bound(number).memory), "seconds": found["estimated_step_seconds"], "mfu": found["estimated_mfu"],
-             "error": found["error"]}
+             "bound_bytes": round(sizes.bound(number).memory * sizes.topology.devices_per_chip),
+             "seconds": found["estimated_step_seconds"], "mfu": found["estimated_mfu"], "error": found["error"]}
             for number, found in sorted(tried.items())]
     return {"kind": kind, "sizes": sizes.name, "key": key, "value": value, "decided_by": decided,
             "least_that_does_not_fit": sizes.values(misfit)[key] if misfit else None, "bound_allows": sizes.values(top)[key],

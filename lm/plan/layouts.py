@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 import re
+import shlex
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -86,13 +87,6 @@ def with_values(config, values: dict):
     return configs.validate(copy)
 
 
-def text_of(value) -> str:
-    """A value as a command line says it."""
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def name_of(candidate: Candidate) -> str:
     """A line for a person: what differs from the plainest layout."""
     layout = parallel_layout.Layout(candidate.context, candidate.microbatches or candidate.sizes["stage"], candidate.repeats)
@@ -107,8 +101,8 @@ def name_of(candidate: Candidate) -> str:
 
 
 def as_flags(overrides: dict[str, str]) -> str:
-    """Overrides as part of a command line of scripts/train.py."""
-    return " ".join(f"--config.{key}={value}" for key, value in overrides.items())
+    """Overrides as part of a command line of scripts/train.py, quoted where a shell would take them apart."""
+    return shlex.join(f"--config.{key}={value}" for key, value in overrides.items())
 
 
 def factorisations(count: int, parts: int) -> Iterator[tuple[int, ...]]:

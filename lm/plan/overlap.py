@@ -47,7 +47,7 @@ class Timeline:
         transfer, waits = self._under_way[key], 0.0
         for other, ahead in self._under_way.items():
             if ahead.carrier == transfer.carrier:
-                waits += ahead.left
+                waits += ahead.left * ahead.times / transfer.times  # of each execution of the one that is waited for
                 self._under_way[other] = ahead._replace(left=0.0)
             if other == key:
                 break

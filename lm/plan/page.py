@@ -1,6 +1,7 @@
 """A plan as a page that a person reads."""
 
 from lm import cli
+from lm.plan.advice import advice
 from lm.plan.memory import LARGEST
 
 _BAR = 40
@@ -43,7 +44,10 @@ def _memory(plan) -> str:
 
 
 def _speed(plan) -> str:
-    days = f"{plan['days_for_tokens']:.3g} days for {plan['train_tokens']:.3g} tokens"
+    if plan["days_for_tokens"] is None:
+        days = "no days: how long an epoch of train.steps is, only the text tells; give train.steps='N tokens'"
+    else:
+        days = f"{plan['days_for_tokens']:.3g} days for {plan['train_tokens']:.3g} tokens"
     compiler = f"; the compiler's own cycles {seconds(plan['compiler_seconds'])}" if plan["compiler_seconds"] else ""
     # The compiler counts the body of a loop once, which may even come out below zero.
     compiler += f", its optimal_seconds {seconds(plan['optimal_seconds'])}" if plan["optimal_seconds"] else ""
@@ -73,27 +77,3 @@ def _buffers(plan) -> str:
     rows = [{f"largest {LARGEST} at the peak": row["shape"], "GiB": row["bytes"] / _GIB, "of": row["count"], "part": row["part"],
              "line": row["source"] or row["op_name"].replace("\\", "")} for row in plan["largest_buffers"]]
     return cli.table(rows)
-
-
-def advice(plan: dict) -> list[str]:
-    """What to change so that a step fits, what saves most first."""
-    config, parts, mesh = plan["config"], plan["peak_breakdown"], plan["mesh"]
-    model, train = config["model"], config["train"]
-    over = plan["hbm_bytes_per_chip"] - plan["hbm_limit"]
-    lines = [f"{over / _GIB:.2f} GiB a chip too much"]
-    state = parts["params"] + parts["optimizer"]
-    if state > plan["hbm_limit"] / 2:
-        cut = "mesh.fsdp=-1 with mesh.replica=1" if mesh["replica"] > 1 else "a larger slice, or layout.offload=optimizer"
-        lines.append(f"parameters and optimizer take {state / _GIB:.2f} GiB: cut them over more chips ({cut})")
-    if model["remat"] == "none":
-        lines.append("compute activations again instead of keeping them: model.remat=dots keeps products, model.remat=full only what "
-                     "enters a layer")
-    elif model["remat"] in ("dots", "names"):
-        lines.append("keep less for the backward pass: model.remat=full")
-    rows = config["data"]["global_batch"] / (mesh["replica"] * mesh["fsdp_outer"] * mesh["fsdp"] * mesh["expert"] * train["accumulate"])
-    if rows >= 2:
-        lines.append(f"a chip has {rows:g} rows at once: train.accumulate={train['accumulate'] * 2} halves what the forward pass keeps")
-    if not train["loss_chunk"]:
-        lines.append("logits exist for whole rows: train.loss_chunk=512 makes them 512 positions at a time")
-    lines.append("or let the layout be found: the same command with --search")
-    return lines

@@ -11,14 +11,14 @@ import pathlib
 import jax
 
 import lm
-from lm import cli
 from lm import config as configs
 from lm.data.files import atomic_file, digest, json_digest, read_json, write_json
 from lm.errors import writing
 from lm.hlo.collectives import collectives, summed
 from lm.plan import memory, roofline
-from lm.plan.absent import job_of
+from lm.plan.absent import fingerprints, job_of, known_length
 from lm.plan.analytic import share_of_memory
+from lm.plan.folders import check_writable, plans_folder
 from lm.plan.page import page
 from lm.plan.program import Program, available, compile_job
 from lm.plan.topology import Topology, compiler_version, devices
@@ -33,21 +33,24 @@ def plan(config, topology: Topology, out: str | pathlib.Path | None = None, expl
          overrides: dict[str, str] | None = None) -> dict:
     """The plan of a config for a topology, made in the folder `out`, by default one of the cache, with its page.txt; "folder" says where.
 
-    A plan of the same config, topology, code and versions that is there already is read and not made again. `source` and `overrides`
-    say where the config comes from. A step that does not fit is an answer; with `explain` it says which buffers there would be.
-    Raises ConfigError for a config that could not start there, PlanError where the compiler is missing or fails.
+    A plan of the same config, tokenizer, topology, code and versions that is there already is read and not made again. `source` and
+    `overrides` say where the config comes from. A step that does not fit is an answer; with `explain` it says which buffers there would
+    be. Raises ConfigError for a config that could not start there, PlanError where the compiler is missing or fails, DiskError where the
+    folder cannot be written.
     """
     overrides = overrides or {}
-    made_by = [versions(topology), planned.flags(), sources_digest()]
+    made_by = [versions(topology), planned.flags(), sources_digest(), fingerprints(config)]
     key = json_digest([FORMAT, configs.to_json(config), topology.name, made_by, explain, source, overrides])
-    folder = pathlib.Path(out or cli.cache_folder() / "plans" / key[:24]).absolute()
+    folder = pathlib.Path(out or plans_folder() / key[:24]).absolute()
     if (folder / "plan.json").exists():
         found = read_json(folder / "plan.json")
         if found.get("key") == key:
             return _placed(found, folder)
     job = job_of(config, devices(topology))
+    check_writable(folder)
     program = compile_job(job, explain)
-    result = {"key": key, "format": FORMAT, "source": source, "overrides": overrides, **describe(job, topology, program),
+    result = {"key": key, "format": FORMAT, "source": source, "overrides": overrides,
+              **describe(job, topology, program, known_length(config)),
               "launch": program.launch | {"config": configs.to_json(config), "not_stored": program.not_stored}}
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,22 +85,24 @@ def sources_digest() -> str:
     return digest(*(path.read_bytes() for path in sorted(root.rglob("*.py"))))
 
 
-def describe(job: Job, topology: Topology, program: Program) -> dict:
-    """Everything that a plan says of a compiled program; numbers of time are null where it was not compiled to the end."""
+def describe(job: Job, topology: Topology, program: Program, known: bool) -> dict:
+    """Everything that a plan says of a compiled program; numbers of time are null where it was not compiled to the end, and those of the
+    whole run where its length is not `known`."""
     config, mesh = job.config, dict(job.mesh.shape)
     tokens = job.objective.tokens_per_step(job.data)
-    known = {
+    steps = config.train.steps if known else None
+    found = {
         "topology": topology.name, "chips": topology.chips, "mesh": mesh, "config": configs.to_json(config),
-        "versions": versions(topology), "tokens_per_step": tokens, "train_tokens": tokens * config.train.steps,
+        "versions": versions(topology), "tokens_per_step": tokens, "train_tokens": tokens * steps if known else None,
         "model_flops_per_token": job.flops_per_token, "parameters": sum(leaf.size for leaf in jax.tree.leaves(job.abstract_state().params)),
         "compile_seconds": round(program.seconds, 1), "warnings": program.complaints,
     }
-    return known | _memory(job, topology, program) | _speed(job, topology, program, tokens)
+    return found | _memory(job, topology, program) | _speed(job, topology, program, tokens, steps)
 
 
 def _memory(job: Job, topology: Topology, program: Program) -> dict:
-    """What is asked of the memory of a chip, and what there is."""
-    per_chip = 1 if topology.kind == "cpu" else topology.chip.devices_per_chip
+    """What is asked of the memory of a chip, all its devices together, and what there is."""
+    per_chip = topology.devices_per_chip
     state = memory.state_bytes(job.abstract_state())
     held = memory.buffers(program.module, program.dumps) if "after_optimizations-live-range" in program.dumps else []
     limit = hbm_limit(topology, job.mesh)
@@ -106,12 +111,14 @@ def _memory(job: Job, topology: Topology, program: Program) -> dict:
         peak = program.wanted[0] + sum(state.values())
         peak = max(peak, sum(buffer.bytes for buffer in memory.at_peak(held))) if held else peak
     parts = memory.breakdown(int(peak), state, held)
+    largest, timeline = (memory.largest(held), memory.timeline(held)) if held else ([], [])
     return {
         "fits": program.wanted is None and peak * per_chip <= limit, "hbm_bytes_per_chip": int(peak * per_chip), "hbm_limit": int(limit),
         "peak_breakdown": {name: size * per_chip for name, size in parts.items()},
-        "temporary_bytes": program.memory.get("temp"),
-        "host_bytes": program.memory.get("host_temp", 0) + program.memory.get("host_argument", 0),
-        "largest_buffers": memory.largest(held) if held else [], "timeline": memory.timeline(held) if held else [],
+        "temporary_bytes": program.memory["temp"] * per_chip if program.memory else None,
+        "host_bytes": (program.memory.get("host_temp", 0) + program.memory.get("host_argument", 0)) * per_chip,
+        "largest_buffers": [row | {name: row[name] * per_chip for name in ("bytes", "count")} for row in largest],
+        "timeline": [[start, most * per_chip] for start, most in timeline],
     }
 
 
@@ -119,11 +126,11 @@ def hbm_limit(topology: Topology, mesh: jax.sharding.Mesh) -> float:
     """Bytes of a chip's memory that a program may use, as the compiler has it; of a CPU's devices, their share of the machine's."""
     if topology.kind == "cpu":
         return share_of_memory(topology)
-    return available(mesh.devices.flat[0]) * topology.chip.devices_per_chip
+    return available(mesh.devices.flat[0]) * topology.devices_per_chip
 
 
-def _speed(job: Job, topology: Topology, program: Program, tokens: float) -> dict:
-    """How long a step should take and what bounds it."""
+def _speed(job: Job, topology: Topology, program: Program, tokens: float, steps: int | None) -> dict:
+    """How long a step, and so many of them, should take and what bounds it."""
     if not program.text or program.wanted:
         unknown = ("flops_per_chip", "bytes_accessed", "estimated_step_seconds", "lower_bound_seconds", "compiler_seconds",
                    "optimal_seconds", "bound", "estimated_mfu", "tokens_per_second", "days_for_tokens")
@@ -131,8 +138,8 @@ def _speed(job: Job, topology: Topology, program: Program, tokens: float) -> dic
     module, mesh = program.module, dict(job.mesh.shape)
     found = roofline.estimate(module, topology, job.mesh)
     sent = summed(collectives(module, mesh))
-    for row in sent if topology.kind != "cpu" else ():
-        row.update({name: topology.chip.devices_per_chip * row[name] for name in ("count", "bytes", "sent")})
+    for row in sent:
+        row.update({name: topology.devices_per_chip * row[name] for name in ("count", "bytes", "sent")})
     peak = topology.chips * found.peak_flops
     return {
         "flops_per_chip": found.flops, "bytes_accessed": found.bytes, "collectives": sent,
@@ -140,5 +147,5 @@ def _speed(job: Job, topology: Topology, program: Program, tokens: float) -> dic
         "optimal_seconds": optimal if (optimal := program.cost.get("optimal_seconds", 0.0)) > 0 else None,
         "bound": found.bound, "estimated_mfu": job.flops_per_token * tokens / (found.seconds * peak),
         "tokens_per_second": tokens / found.seconds,
-        "days_for_tokens": found.seconds * job.config.train.steps / SECONDS_PER_DAY, "classes": found.by_class,
+        "days_for_tokens": steps and found.seconds * steps / SECONDS_PER_DAY, "classes": found.by_class,
     }

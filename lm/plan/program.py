@@ -19,7 +19,9 @@ from lm.plan.topology import no_flags
 from lm.train import planned
 from lm.train.job import Job
 
-_OUT_OF_MEMORY = re.compile(r"Ran out of memory.*?\(([0-9.]+)([KMGT])\) exceeds available HBM \(([0-9.]+)([KMGT])\)", re.DOTALL)
+# What the TPU compiler says, before and after it has found a place for everything.
+_OUT_OF_MEMORY = (re.compile(r"Ran out of memory.*?\(([0-9.]+)([KMGT])\) exceeds available HBM \(([0-9.]+)([KMGT])\)", re.DOTALL),
+                  re.compile(r"Ran out of memory in memory space hbm\. Used ([0-9.]+)([KMGT]) of ([0-9.]+)([KMGT]) hbm"))
 _SIZES = ("argument", "output", "alias", "temp", "generated_code", "host_temp", "host_argument")
 _FAR_TOO_MUCH = 2**42
 _SCALE = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -110,7 +112,7 @@ def _compile_anyway(lowered, options: dict):
 
 def out_of_memory(text: str) -> tuple[float, float] | None:
     """(bytes asked for, bytes there are) of an error of the compiler; None when it is about something else."""
-    match = _OUT_OF_MEMORY.search(text)
+    match = next((found for form in _OUT_OF_MEMORY if (found := form.search(text))), None)
     return (float(match[1]) * _SCALE[match[2]], float(match[3]) * _SCALE[match[4]]) if match else None
 
 

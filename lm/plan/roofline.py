@@ -12,7 +12,7 @@ from typing import NamedTuple
 from jax.sharding import Mesh
 
 from lm.hlo.collectives import starts
-from lm.hlo.text import Module
+from lm.hlo.text import Instruction, Module
 from lm.hlo.walk import Executed, executed
 from lm.hlo.work import work
 from lm.plan.device import Device
@@ -142,7 +142,7 @@ class _Run:
             self.timeline.run(step.times, spent.seconds, busy)
 
     def _send(self, step, collective):
-        seconds = self._machine.network_seconds(collective, self._algorithm(step.instruction))
+        seconds = self._machine.network_seconds(collective, algorithm_of(self._module, step.instruction))
         carrier = "slices" if collective.between_slices else "network"
         self.network[carrier] += step.times * self._machine.network_seconds(collective, full=True)
         apart = self._apart.get(step.computation)
@@ -174,13 +174,6 @@ class _Run:
     def _marks_of(self, step) -> _Marks:
         return self._marks[step.instruction.called["calls"][0]] if step.instruction.opcode == "fusion" else _Marks()
 
-    def _algorithm(self, instruction) -> str:
-        """The attributes that name how a collective is done, of an instruction or of what it fuses."""
-        if instruction.opcode != "fusion" or _ALGORITHM in instruction.attributes:
-            return instruction.attributes
-        inside = self._module.computations[instruction.called["calls"][0]].values()
-        return next((one.attributes for one in inside if _ALGORITHM in one.attributes), "")
-
     def _class_of(self, step, done, multiplied, spent) -> str:
         if multiplied or done.flops:
             # Only scores and what they weigh are products of a batch with a batch; of a kernel, attention is the one there is.
@@ -193,6 +186,14 @@ class _Run:
         if any(one.opcode in _GATHERS for one in inside):
             return "gathers"
         return "elementwise" if done.elementwise or done.transcendentals else "copies"
+
+
+def algorithm_of(module: Module, instruction: Instruction) -> str:
+    """The attributes that name how a collective is done, of an instruction or of what it fuses."""
+    if instruction.opcode != "fusion" or _ALGORITHM in instruction.attributes:
+        return instruction.attributes
+    inside = module.computations[instruction.called["calls"][0]].values()
+    return next((one.attributes for one in inside if _ALGORITHM in one.attributes), "")
 
 
 def _marks(instructions) -> _Marks:

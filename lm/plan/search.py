@@ -12,11 +12,13 @@ from typing import NamedTuple
 
 from lm import cli
 from lm import config as configs
+from lm.config.planned import as_text
 from lm.data.files import atomic_file, json_digest, write_json
 from lm.errors import ConfigError, PlanError, writing
 from lm.plan import layouts
 from lm.plan.analytic import Bound, Limits, account_of, limits_of
 from lm.plan.best_first import Item, Outcome, Tried, best_first, tell
+from lm.plan.folders import check_writable, plans_folder
 from lm.plan.layouts import Candidate
 from lm.plan.topology import Topology
 from lm.plan.worker import Workers
@@ -50,9 +52,13 @@ def items_of(config, topology: Topology, mine: bool = True, price: float = 1.0, 
     family_of = functools.partial(Family, config, topology, limits, price, slowest)
     items, leanest, least = [], [], math.inf
     if own:
-        leanest.append((account.bound(own, limits, rows), own))
-        least = _least(leanest, limits.memory)
-        items.append(family_of(leanest).item(0, needed=True))
+        try:
+            leanest.append((account.bound(own, limits, rows), own))
+        except ConfigError as error:  # of the parameters that its mesh leaves whole, which only their shapes tell
+            own, why = None, str(error)
+        else:
+            least = _least(leanest, limits.memory)
+            items.append(family_of(leanest).item(0, needed=True))
     wrong: set[tuple] = set()
     for family in families:
         part = family[0].mesh, family[0].zero
@@ -121,8 +127,10 @@ def search(config, topology: Topology, out: str | pathlib.Path | None = None, *,
     own, for at most `seconds`. In the folder `out`, by default one of the cache, are the winner's plan, overrides.txt (flags of
     scripts/train.py: `overrides`, which the config has from its command line, and the winner's) and search.json. What is compiled already
     is taken from the cache: an interrupted search goes on where it was. `plan` stands for `lm.plan.planning.plan` in tests. PlanError when
-    no layout that was compiled fits.
+    no layout that was compiled fits, DiskError when the folder cannot be written.
     """
+    folder = pathlib.Path(out or folder_of("search", config, topology.name))
+    check_writable(folder, plans_folder())
     given, running = overrides or {}, Workers()
     items, looked = items_of(config, topology)
     say(f"{looked.candidates:,} layouts for {topology.name} have bounds; up to {most} are compiled")
@@ -135,14 +143,14 @@ def search(config, topology: Topology, out: str | pathlib.Path | None = None, *,
     found = {"candidates": looked.candidates, "stopped": outcome.stopped, "seconds": round(outcome.seconds, 1),
              "own": _own_row(outcome, looked.own), "reasons": looked.meshes, "compiled": rows(config, outcome.tried),
              "pareto": pareto(rows(config, outcome.tried)), "flags": layouts.as_flags(winner)}
-    return keep(best.plan, "search", found, winner, out or folder_of("search", config, topology.name))
+    return keep(best.plan, "search", found, winner, folder)
 
 
 def changed(config, plan: dict) -> dict[str, str]:
     """{"a.b": text}: the overrides that turn a config into a plan's."""
     before, after = configs.flatten(config), configs.flatten(configs.from_json(plan["config"]))
     keys = {*layouts.KEYS, *(key for key in before if key.startswith("mesh."))} & before.keys()
-    return {key: layouts.text_of(after[key]) for key in sorted(keys) if after[key] != before[key]}
+    return {key: as_text(after[key]) for key in sorted(keys) if after[key] != before[key]}
 
 
 def nothing_fits(looked: Looked, limit: float, outcome: Outcome) -> str:
@@ -153,6 +161,8 @@ def nothing_fits(looked: Looked, limit: float, outcome: Outcome) -> str:
     if looked.leanest is None:
         return "there is no layout of this config for this topology: change data.global_batch, or take another topology"
     least, name = looked.leanest
+    if not outcome.tried and least <= limit:
+        return f"{outcome.stopped}, and nothing was compiled: give more --budget_seconds"
     needs = f"the leanest ({name}) needs at least {least / 2**30:.2f} of {limit / 2**30:.2f} GiB"
     if least <= limit:
         return f"none of the {len(outcome.tried)} compiled layouts fits, though {needs}: compile more of them (--compile)"
@@ -161,13 +171,13 @@ def nothing_fits(looked: Looked, limit: float, outcome: Outcome) -> str:
 
 def folder_of(name: str, config, *rest) -> pathlib.Path:
     """The folder of the cache for the winner of a way to look for one."""
-    return cli.cache_folder() / "plans" / f"{name}-{json_digest([configs.to_json(config), *rest])[:24]}"
+    return plans_folder() / f"{name}-{json_digest([configs.to_json(config), *rest])[:24]}"
 
 
-def keep(plan: dict, name: str, found: dict, winner: dict[str, str], out: str | pathlib.Path) -> dict:
-    """The plan that won, with `winner` as its overrides and what was found under `name`, made in the folder `out`: what the plan's own
-    folder has, overrides.txt (found["flags"]) and NAME.json (`found`)."""
-    folder = pathlib.Path(out).absolute()
+def keep(plan: dict, name: str, found: dict, winner: dict[str, str], folder: pathlib.Path) -> dict:
+    """The plan that won, with `winner` as its overrides and what was found under `name`, made in a folder: what the plan's own folder
+    has, overrides.txt (found["flags"], for a shell) and NAME.json (`found`)."""
+    folder = folder.absolute()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / OVERRIDES) as file:
@@ -179,6 +189,7 @@ def keep(plan: dict, name: str, found: dict, winner: dict[str, str], out: str | 
 def _take(plan: dict, result: dict, folder: pathlib.Path) -> dict:
     """Copies the folder of a plan; the result, which takes the place of its plan.json, with where it is now."""
     (folder / "plan.json").unlink(missing_ok=True)
+    (folder / EXECUTABLE).unlink(missing_ok=True)  # of another plan
     for path in pathlib.Path(plan["folder"]).iterdir():
         if path.name != "plan.json":
             shutil.copy2(path, folder / path.name)
@@ -193,7 +204,7 @@ def rows(config, tried: list[Tried]) -> list[dict]:
     def row(each: Tried):
         bound, plan = each.item.bound, each.plan or {}
         return {"layout": each.item.name, "own": each.item.needed, "fits": plan.get("fits", False),
-                "bytes": plan.get("hbm_bytes_per_chip"), "bound_bytes": round(bound.memory),
+                "bytes": plan.get("hbm_bytes_per_chip"), "bound_bytes": round(bound.memory * each.item.topology.devices_per_chip),
                 "seconds": plan.get("estimated_step_seconds"), "bound_seconds": bound.seconds, "mfu": plan.get("estimated_mfu"),
                 "error": each.error, "overrides": changed(config, plan) if plan else {}}
 

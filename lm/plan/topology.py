@@ -52,6 +52,11 @@ class Topology(NamedTuple):
         """What one of them can do; not for kind cpu."""
         return CHIPS[self.kind]
 
+    @property
+    def devices_per_chip(self) -> int:
+        """What a program calls devices, on one of them."""
+        return 1 if self.kind == "cpu" else self.chip.devices_per_chip
+
 
 def parse(text: str) -> Topology:
     """The topology that a text names. ConfigError for a kind, form or shape that there is not, with the nearest ones that there are."""

@@ -4,6 +4,7 @@ import gzip
 import html.parser
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -184,11 +185,11 @@ def test_collectives_carry_the_line_and_the_module_that_ask_for_them():
     assert rows[0]["line"].startswith('"""Dense layers') and rows[1]["line"] == "" and rows[0]["seconds"] is None
     assert line_of("lm/nothing.py:3") == ""
 
-    class Network:
-        def seconds(self, kind, axis, size, nbytes):
-            return {"all-reduce": 2.0, "all-gather": 1.0}[kind] * nbytes * size
+    class Device:
+        def network_seconds(self, one, algorithm=""):
+            return {"all-reduce": 2.0, "all-gather": 1.0}[one.kind] * one.bytes / one.count * one.size
 
-    assert [row["seconds"] for row in annotated(parse(PROGRAM), {"fsdp": 4}, Network())] == [6 * 2 * 32 * 4, 32 * 4]
+    assert [row["seconds"] for row in annotated(parse(PROGRAM), {"fsdp": 4}, Device())] == [6 * 2 * 32 * 4, 32 * 4]
 
 
 @pytest.mark.parametrize(("name", "expected"), [
@@ -209,8 +210,9 @@ def test_a_difference_has_a_page_too(tiny):
     assert "No difference." in read(describe.html_of_difference(describe.compare(tiny(), tiny()), ("a.py", "b.py"))).words
 
 
-def script(*arguments):
-    done = subprocess.run([sys.executable, "scripts/describe.py", *map(str, arguments)], capture_output=True, text=True, timeout=300)
+def script(*arguments, **environment):
+    done = subprocess.run([sys.executable, "scripts/describe.py", *map(str, arguments)], capture_output=True, text=True, timeout=300,
+                          env=os.environ | environment)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -221,6 +223,11 @@ def test_the_script_writes_pages_and_ends_with_json(folder, tmp_path):
     assert result["bytes_per_device"] == BREAKDOWN | {"limit": 1000, "host": 0}
     read((tmp_path / "p.html").read_text())
     assert "lm/layers/dense.py:1" in (tmp_path / "h.txt").read_text()
+
+
+def test_no_accelerator_is_taken_whatever_the_environment_says():
+    code, out, err = script("--config=configs/quickstart.py", JAX_PLATFORMS="cuda")
+    assert code == 0 and json.loads(out.splitlines()[-1])["parameters"] > 0, err
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

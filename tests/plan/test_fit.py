@@ -1,9 +1,11 @@
 """The largest that fits: against trying every size, and with sizes that are what they are said to be."""
 
 import json
+import shlex
 
 import pytest
 
+from lm import cli
 from lm import config as configs
 from lm.errors import ConfigError, PlanError
 from lm.plan import fit, layouts, topology
@@ -107,10 +109,36 @@ def test_the_count_of_compilations_is_kept():
 
 
 def test_the_folder_has_the_largest(tmp_path):
-    found = fit.fit(tiny(), V5E, "batch", tmp_path, plan=planned, say=quiet, overrides={"optim.lr": "1.0"})
+    given = {"model.remat": "full", "train.steps": "3 epochs", "data.global_batch": "4"}
+    found = fit.fit(tiny(), V5E, "batch", tmp_path, plan=planned, say=quiet, overrides=given)
     stored = json.loads((tmp_path / "plan.json").read_text())
-    assert found["folder"] == str(tmp_path) and found["fit"] == stored["fit"]
-    assert stored["overrides"] == {"optim.lr": "1.0", "data.global_batch": str(found["fit"]["value"])}
+    assert found["folder"] == str(tmp_path) and found["fit"] == stored["fit"] == json.loads((tmp_path / "fit.json").read_text())
+    assert stored["overrides"] == given | {"data.global_batch": str(found["fit"]["value"])}
+    text = (tmp_path / "overrides.txt").read_text()
+    assert text.strip() == found["fit"]["flags"] and text.strip() in fit.page(found)
+    assert cli.Parser().parse_with_overrides(shlex.split(text))[1] == stored["overrides"]
+
+
+def test_bytes_and_their_bound_are_both_of_a_chip(monkeypatch):
+    target = topology.parse("tpu7x:2x2x1")
+    monkeypatch.setattr(fit, "NEAR", 0.5)
+
+    def plan(config):
+        bound = lower_bound(config, target)
+        limit = 2 * limits_of(target, "bfloat16").memory
+        return planned(config) | {"fits": 2 * bound.likely <= limit, "hbm_bytes_per_chip": 2 * bound.memory, "hbm_limit": limit}
+
+    for row in fit.fit(tiny(), target, "batch", plan=plan, say=quiet)["fit"]["compiled"]:
+        assert row["bound_bytes"] == round(row["bytes"])
+
+
+@pytest.mark.parametrize(("keys", "why"), [
+    ({"mesh__tensor": 4, "mesh__fsdp": 1}, "heads=2 is not a multiple of mesh.tensor = 4"),
+    ({"mesh__stage": 2, "mesh__fsdp": 2, "model__scan_layers": "false"}, "needs the layers in one stack"),
+])
+def test_a_config_that_no_size_mends_is_told(keys, why):
+    with pytest.raises(ConfigError, match=why):
+        fit.fit(tiny(**keys), V5E, "batch", plan=planned, say=quiet)
 
 
 def test_a_plan_that_fails_is_no_end():

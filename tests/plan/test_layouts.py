@@ -2,10 +2,13 @@
 
 import itertools
 import math
+import subprocess
 
 import pytest
 
+from lm import cli
 from lm import config as configs
+from lm.config.planned import as_text
 from lm.errors import ConfigError
 from lm.parallel import AXES, layout, mesh_sizes
 from lm.plan import layouts
@@ -67,10 +70,17 @@ def test_values_as_texts_lead_from_the_config_to_the_candidate():
     families, _ = layouts.enumerate_layouts(config, 4)
     for family in families[::53]:
         candidate = family[-1]
-        texts = {key: layouts.text_of(value) for key, value in candidate.values().items()}
+        texts = {key: as_text(value) for key, value in candidate.values().items()}
         there = configs.validate(configs.override(config, texts))
         assert configs.to_json(there) == configs.to_json(layouts.applied(config, candidate))
         assert layouts.own(there, 4) == candidate
+
+
+def test_flags_come_through_a_shell():
+    overrides = {"train.steps": "3 epochs", "data.source": "text:/d/*.txt", "model.remat_save": "", "mesh.fsdp": "8"}
+    flags = layouts.as_flags(overrides)
+    told = subprocess.run(["sh", "-c", f"printf '%s\\n' {flags}"], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert cli.Parser().parse_with_overrides(told)[1] == overrides and flags.endswith(" --config.mesh.fsdp=8")
 
 
 def test_what_a_step_computes_stays():

@@ -59,6 +59,16 @@ def test_executions_in_loops_are_counted():
     assert timeline.finish("b")[0] == pytest.approx(10.0)
 
 
+def test_what_is_before_it_counts_as_often_as_it_is_executed():
+    timeline = Timeline()
+    timeline.start("a", "network", 10, "collectives", 2.0)  # in a loop
+    timeline.start("b", "network", 1, "collectives", 5.0)
+    assert timeline.finish("b") == (10 * 2.0 + 5.0, "collectives")
+    timeline.start("c", "network", 1, "collectives", 20.0)
+    timeline.start("d", "network", 10, "collectives", 3.0)
+    assert timeline.finish("d") == (pytest.approx(20.0 + 10 * 3.0), "collectives")
+
+
 def test_what_begins_again_before_its_end_takes_longer():
     timeline = Timeline()
     timeline.start("a", "network", 2, "collectives", 3.0)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from lm.errors import ConfigError
+from lm.errors import ConfigError, PlanError
+from lm.plan import topology
 from scripts import plan
 
 PLAN = ["--config=configs/llama.py:7b", "--topology=v5e:2x2"]
@@ -20,6 +21,18 @@ CHEAPEST = ["--config=configs/llama.py:7b", "--cheapest", "--tokens=1e9"]
 ])
 def test_flags_that_do_not_belong_are_refused(flags, why):
     with pytest.raises(ConfigError, match=why):
+        plan.main(flags)
+
+
+@pytest.mark.parametrize("flags", [PLAN, [*PLAN, "--search"], CHEAPEST, ["--published"]])
+def test_a_missing_compiler_is_told_first(flags, monkeypatch):
+    def missing():
+        raise PlanError("the TPU compiler is not installed")
+
+    monkeypatch.setattr(topology, "compiler_version", missing)
+    for name in ("planned", "report"):
+        monkeypatch.setattr(plan, name, lambda *_: pytest.fail("went on"))
+    with pytest.raises(PlanError, match="is not installed"):
         plan.main(flags)
 
 

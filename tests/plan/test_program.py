@@ -18,6 +18,9 @@ def test_what_the_compiler_asks_for_is_read_from_its_error():
     text = ("RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO temporaries "
             "(25.69G) exceeds available HBM (15.75G). HLO module: jit_train_step.\nSee ...")
     assert out_of_memory(text) == (25.69 * 2**30, 15.75 * 2**30)
+    text = ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 18.38G of 15.48G hbm. "
+            "Exceeded hbm capacity by 2.90G.")
+    assert out_of_memory(text) == (18.38 * 2**30, 15.48 * 2**30)
     assert out_of_memory("INTERNAL: something else (25.69G)") is None
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lm import hlo
+from lm.describe.collectives import annotated
 from lm.errors import PlanError
 from lm.hlo.collectives import Collective
 from lm.hlo.work import work
@@ -256,6 +257,28 @@ def test_the_compiler_says_over_how_many_links_a_collective_goes(attributes, lin
     gather = Collective("all-gather", "fsdp", 256, 2, 2 * 10**9, 0, False, "")
     assert machine.network_seconds(gather, algorithm) == pytest.approx(255 / 256 * 10**9 / (links * V5E.link_bandwidth))
     assert machine.network_seconds(gather, algorithm, full=True) == pytest.approx(255 / 256 * 10**9 / (4 * V5E.link_bandwidth))
+
+
+SUM = """HloModule sum, num_partitions=4
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %c = f32[] add(%a, %b)
+}
+ENTRY %main (x: f32[4096,4096]) -> f32[4096,4096] {
+  %x = f32[4096,4096]{1,0} parameter(0)
+  ROOT %y = f32[4096,4096]{1,0} all-reduce(%x), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add, backend_config=ALGORITHM
+}
+"""
+
+
+@pytest.mark.parametrize("kind", ["v5e", "tpu7x"])
+def test_a_description_has_the_seconds_of_the_plan(llama, kind):
+    algorithm = '{"collective_algorithm_config":{"emitter":"A","strategy":"UniDirectionRing","debug":"\\nUniDirectionRing{colors:1 phases:1'
+    machine, sizes = device(kind), {"fsdp": 4}
+    for module in (llama, hlo.parse(SUM.replace("ALGORITHM", algorithm + '}"}}'))):
+        rows = {row["class"]: row for row in estimate_on(machine, module, sizes).by_class}
+        assert sum(row["seconds"] for row in annotated(module, sizes, machine)) == pytest.approx(rows["collectives"]["seconds"])
 
 
 def kernel(name):

@@ -6,10 +6,11 @@ import time
 import pytest
 
 from lm import config as configs
-from lm.errors import ConfigError, PlanError
-from lm.plan import layouts, planning, search, topology, worker
+from lm.errors import ConfigError, DiskError, PlanError
+from lm.plan import cheapest, fit, layouts, planning, search, topology, worker
 from lm.plan.analytic import Bound, account_of, limits_of
-from lm.plan.best_first import Item, best_first
+from lm.plan.best_first import Item, Outcome, Tried, best_first
+from lm.plan.folders import check_writable
 from tests.plan.tiny import made_up, tiny
 
 V5E = topology.parse("v5e:2x2")
@@ -147,6 +148,56 @@ def test_nothing_fits_says_how_much_is_missing(tmp_path):
 def test_an_own_layout_that_cannot_be_is_told(tmp_path):
     found = search.search(tiny(mesh__fsdp=3), V5E, tmp_path, most=1, plan=planned, say=quiet)
     assert "mesh" in found["search"]["own"]["error"] and found["fits"]
+
+
+def test_an_own_layout_that_cuts_too_little_is_told():
+    config = tiny(model__width=260, model__ff_width=684, data__vocab_size=2044)  # none of which eight devices can cut
+    items, looked = search.items_of(config, topology.parse("v5e:2x4"))
+    assert "mesh.fsdp=8 leaves" in looked.own and items and not any(each.needed for each in items)
+
+
+def test_a_search_that_has_compiled_nothing_says_why():
+    _, looked = search.items_of(tiny(), V5E)
+    with pytest.raises(PlanError, match=r"the time was used up.*nothing was compiled: give more --budget_seconds"):
+        search.search(tiny(), V5E, plan=lambda config: time.sleep(0.3), say=quiet, seconds=0.01)
+    outcome = Outcome([Tried(item("a", 1.0), made(1.0, 11.0))], "1 were chosen", 1.0)
+    assert "none of the 1 compiled layouts fits" in search.nothing_fits(looked, 2**34, outcome)
+
+
+def test_bytes_and_their_bound_are_both_of_a_chip():
+    target = topology.parse("tpu7x:2x2x1")
+    of_seven = Item("a", lambda: "a", target, Bound(7.0, 7.0, 1.0, 1.0, {}, {}), 10.0)
+    (row,) = search.rows(tiny(), [Tried(of_seven, made(1.0, 16.0) | {"config": configs.to_json(tiny())})])
+    assert (row["bytes"], row["bound_bytes"]) == (16.0, 14)
+
+
+def test_the_executable_of_an_older_winner_goes(tmp_path):
+    config = tiny(mesh__fsdp=1, mesh__replica=-1)
+    (tmp_path / "executable").write_text("of another program")
+    found = search.search(config, V5E, tmp_path, most=1, plan=planned, say=quiet)
+    assert found["executable"] is None and not (tmp_path / "executable").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_compiled(tmp_path):
+    (tmp_path / "file").write_text("")
+    ways = (lambda out: search.search(tiny(), V5E, out, plan=pytest.fail, say=quiet),
+            lambda out: fit.fit(tiny(), V5E, "batch", out, plan=pytest.fail, say=quiet),
+            lambda out: cheapest.cheapest(tiny(), 1e9, out, topologies=("v5e:2x2",), plan=pytest.fail, say=quiet))
+    for way in ways:
+        with pytest.raises(DiskError, match=r"cannot write .*file/plan \(not a directory\)"):
+            way(tmp_path / "file" / "plan")
+    check_writable(tmp_path / "new" / "plan")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_model_that_is_counted_has_nothing_to_plan():
+    config = configs.validate(configs.override(configs.default(), {"model.name": "ngram", "data.tokenizer": "bytes"}))
+    ways = (lambda: search.search(config, V5E, plan=pytest.fail, say=quiet), lambda: planning.plan(config, topology.parse("cpu:1")),
+            lambda: fit.fit(config, V5E, "batch", plan=pytest.fail, say=quiet),
+            lambda: cheapest.cheapest(config, 1e9, topologies=("v5e:2x2",), plan=pytest.fail, say=quiet))
+    for way in ways:
+        with pytest.raises(ConfigError, match=r"model\.name=ngram is made by counting: there is no train step to plan"):
+            way()
 
 
 def test_a_process_that_dies_is_told(monkeypatch):
