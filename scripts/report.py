@@ -26,7 +26,8 @@ def main(argv):
     add("--title", default="", help="of the section (default: what is compared at what)")
     add("--question", default="", help="what the section answers, above its tables")
     add("--note", default="", help="what is to be said of it, below")
-    add("--show", default="", metavar="position,frequency,recall,copy", help="breakdowns of the loss that are shown too")
+    add("--show", default="", metavar="position,frequency,recall,copy,tuned",
+        help="breakdowns of the loss that are shown too, and how rates were tuned")
     add("--into", metavar="FILE", help="Markdown file to write, or with --name, to change")
     add("--name", default="", help="of the place in that file")
     add("--verdicts", action="store_true", help="with --name: a line for each section instead of the whole of it")

@@ -21,6 +21,8 @@ VERSION = 1
 # Breakdowns of the loss that a section can show: {name: what its buckets are}.
 SHOWN = {"position": "place in the row", "frequency": "decile of frequency", "recall": "what the row had of the target before",
          "copy": "halves of rows that say a run of text twice"}
+# Beside these: how each arm was tuned. The line of such a section in `verdicts` is of that.
+TUNED = "tuned"
 _ASK = ("configs", "references", "budget", "tokens", "sizes", "seeds", "tune", "prompts", "suites", "together")
 _SCORE = ("seed", "run", "hash", "commit", "machine", "bits_per_byte", "nats_per_token", "stderr", "tokens", "bytes", "documents",
           "diverged", "memory_bytes", "task")
@@ -39,12 +41,13 @@ over seeds.
 def keep(workdirs, title: str = "", question: str = "", note: str = "", show: tuple[str, ...] = ()) -> dict:
     """What RESULTS.md needs of sweeps and runs, a few kB: {"version", "title", "question", "note", "show", "sweeps", "runs"}.
 
-    `question` stands above the tables, `note` below; `show` names breakdowns of the loss (SHOWN) to be shown too. ConfigError for a folder
-    that is neither a sweep nor a run; DataError for a sweep that has not finished.
+    `question` stands above the tables, `note` below; `show` names breakdowns of the loss (SHOWN) to be shown too, or TUNED. ConfigError
+    for a folder that is neither a sweep nor a run; DataError for a sweep that has not finished.
     """
-    unknown = [name for name in show if name not in SHOWN]
+    known = [*SHOWN, TUNED]
+    unknown = [name for name in show if name not in known]
     if unknown:
-        raise ConfigError(f"--show={','.join(unknown)} is not known: use {' or '.join(SHOWN)}")
+        raise ConfigError(f"--show={','.join(unknown)} is not known: use {' or '.join(known)}")
     folders = [pathlib.Path(workdir) for workdir in workdirs]
     for folder in folders:
         if not any((folder / name).exists() for name in (ASK, "config.json")):
@@ -81,7 +84,9 @@ def section(kept: dict) -> str:
     for sweep in sweeps:
         parts += [f"### {sentence(budget_text(sweep))}"] if len(sweeps) > 1 else []
         parts += [f"**{sweep['verdict']}**", markdown.table(rows(sweep))]
-        parts += [f"{sentence(SHOWN[kind])}, nats per token:\n\n{markdown.table(breakdown(sweep, kind))}" for kind in kept["show"]]
+        parts += [f"{sentence(SHOWN[kind])}, nats per token:\n\n{markdown.table(breakdown(sweep, kind))}"
+                  for kind in kept["show"] if kind != TUNED]
+        parts += [markdown.table(tuned_rows(sweep))] if TUNED in kept["show"] else []
         parts += [f"Not in it, because they failed: {'; '.join(failed)}."] if (failed := _failed(sweep)) else []
         parts.append(tables.shared(sweep))
         parts.append(f"{tables.spent(sweep['cost'])}. Again: `{tables.command(sweep['ask'])}`")
@@ -94,7 +99,12 @@ def verdicts(sections: list[dict], page: str = "RESULTS.md") -> str:
     lines = []
     for kept in sections:
         anchor = re.sub(r"[^\w\- ]", "", kept["title"].lower()).replace(" ", "-")
-        said = outcome(kept)["verdicts"] if len(kept["sweeps"]) < 2 else [crossings(list(map(results.summarise, kept["sweeps"])))]
+        if TUNED in kept["show"]:
+            said = [f"{row['arm']}: {row['tuned']}." for sweep in kept["sweeps"] for row in tuned_rows(sweep)]
+        elif len(kept["sweeps"]) > 1:
+            said = [crossings(list(map(results.summarise, kept["sweeps"])))]
+        else:
+            said = outcome(kept)["verdicts"]
         lines.append(f"- **[{kept['title']}]({page}#{anchor})** {' '.join(said)}")
     return "\n".join(lines)
 
@@ -181,6 +191,11 @@ def breakdown(sweep: dict, kind: str) -> list[dict]:
         means = {name: [one[name] for one in buckets if one.get(name) is not None] for name in names}
         found.append({"arm": arm["name"]} | {name: f"{sum(values) / len(values):.3f}" for name, values in means.items() if values})
     return _aligned(found)
+
+
+def tuned_rows(sweep: dict) -> list[dict]:
+    """A row an arm that was tuned: what was best of how many, and how sharp the optimum is."""
+    return [{"arm": arm["name"], "tuned": arm["tuned"]["text"]} for arm in sweep["arms"] if arm["tuned"]]
 
 
 def tuned_values(arm: dict) -> dict[str, float]:

@@ -142,6 +142,13 @@ def test_a_crossing_is_where_a_line_through_logarithms_says(tmp_path):
     assert published.crossings(sweeps) == ""
 
 
+def test_a_section_on_tuning_says_how_each_arm_was_tuned(tmp_path):
+    kept = published.keep([make_sweep(tmp_path, arms=("rnn", "gru"))], title="Rates", show=("tuned",))
+    texts = {arm["name"]: arm["tuned"]["text"] for arm in kept["sweeps"][0]["arms"]}
+    assert published.verdicts([kept]) == f"- **[Rates](RESULTS.md#rates)** rnn: {texts['rnn']}. gru: {texts['gru']}."
+    assert all(f"| {name} | {text} |" in published.section(kept) for name, text in texts.items())
+
+
 def test_curves_that_do_not_cross_are_said_not_to(tmp_path):
     text = published.crossings([results.summarise(sweep) for sweep in three_budgets(tmp_path, [0.05, 0.02, 0.01])["sweeps"]])
     assert text.endswith("to +0.0100 [+0.0100, +0.0100] at 1e+14: the curves do not cross there.")
