@@ -112,6 +112,7 @@ def trained(arguments, overrides):
     """(points of a ladder, what is missing, notes) after it is trained; (None, ..., ...) where a signal ended that before."""
     from lm.compare import ask as asks
     from lm.compare import ladder, sweep
+    from lm.compare.budgets import check_one_text
 
     if arguments.config:
         entries = asks.entries(",".join(filter(None, (arguments.config, arguments.against))), overrides)
@@ -124,7 +125,7 @@ def trained(arguments, overrides):
     if arguments.retry:
         sweep.retry(arguments.workdir)
     planned = sweep.open_sweep(arguments.workdir)
-    ladder.check_alike({arm.name: arm.config for arm in planned.arms}, arguments.measure)  # before they are trained
+    check_one_text({arm.name: arm.config for arm in planned.arms}, arguments.measure == "nats_per_token")  # before they are trained
     print(cli.table(sweep.table(arguments.workdir)), flush=True)
     with sweep.Supervisor(planned, arguments.workers or 1, lambda line: print(line, flush=True)) as supervisor:
         if not supervisor.run():

@@ -19,6 +19,7 @@ kept as written, each arm's length follows from its own FLOPs, and tokens differ
 """
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from lm.config import SCHEMA, flatten
@@ -38,6 +39,8 @@ TOKENIZER_KEYS = tuple(f"data.{leaf}" for leaf in (
     "bos_token", "eos_token", "prompt_bos", "chat_template", "tokenizer_sample_bytes", "tokenizer_seed"))
 # Keys that say of which text a score is, and how much of it a token may be told by.
 SCORE_KEYS = ("eval.split", "eval.max_tokens", "eval.context", "eval.stride")
+# Keys of the data in which runs of one law may differ: they change neither the text nor what is asked of it.
+_OF_BATCHES = ("data.global_batch", "data.buckets")
 
 
 class Budget(NamedTuple):
@@ -76,18 +79,37 @@ def parse(text: str) -> Budget:
 def check_same_data(configs: dict) -> list[str]:
     """Keys of the tokenizer in which configs {name: config} differ. ConfigError where they differ in other keys that make batches, or in
     what their scores are of."""
-    names = list(configs)
-    flat = {name: flatten(config) for name, config in configs.items()}
-    tokenizers = []
-    for key, described in SCHEMA.items():
-        if key not in SCORE_KEYS and (not key.startswith("data.") or described.resume == "free"):
-            continue
-        other = next((name for name in names if flat[name][key] != flat[names[0]][key]), None)
-        if other is None:
-            continue
+    found = differing(configs, (*_data_keys(), *SCORE_KEYS))
+    for key, both in found.items():
         if key not in TOKENIZER_KEYS:
             shared = "are scored on the same text in the same way" if key in SCORE_KEYS else "see the same batches"
-            raise ConfigError(f"{names[0]} has {key}={flat[names[0]][key]} and {other} {key}={flat[other][key]}: arms of a comparison "
-                              f"{shared}, so give both the same value")
-        tokenizers.append(key)
-    return tokenizers
+            raise ConfigError(f"{both}: arms of a comparison {shared}, so give both the same value")
+    return list(found)
+
+
+def check_one_text(configs: dict, by_token: bool) -> list[str]:
+    """The same of runs that one law is fitted to, whose batches may differ and whose losses may be `by_token`: ConfigError then where
+    tokenizers differ too."""
+    found = differing(configs, (*(key for key in _data_keys() if key not in _OF_BATCHES), *SCORE_KEYS, "eval.pseudo_tokens"))
+    for key, both in found.items():
+        if key not in TOKENIZER_KEYS:
+            raise ConfigError(f"{both}: laws are of one text and one evaluation of it; fit such runs apart")
+        if by_token:
+            raise ConfigError(f"{both}: nats of different tokens are no one loss; use --measure=bits_per_byte")
+    return list(found)
+
+
+def differing(configs: dict, keys: Iterable[str]) -> dict[str, str]:
+    """Those of the keys in which a config of {name: config} differs from the first, each with a sentence that says in what."""
+    (first, own), *others = [(name, flatten(config)) for name, config in configs.items()]
+    found = {}
+    for key in keys:
+        other = next(((name, flat) for name, flat in others if flat[key] != own[key]), None)
+        if other:
+            found[key] = f"{first} has {key}={own[key]} and {other[0]} {key}={other[1][key]}"
+    return found
+
+
+def _data_keys() -> list[str]:
+    """Keys of the data that change what a run computes."""
+    return [key for key, described in SCHEMA.items() if key.startswith("data.") and described.resume != "free"]

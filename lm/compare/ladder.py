@@ -19,9 +19,9 @@ from lm import config as configs
 from lm.compare import ask as asks
 from lm.compare import sweep, tasks
 from lm.compare.ask import Ask, Entry
-from lm.compare.budgets import TOKENIZER_KEYS, Budget, check_same_data
+from lm.compare.budgets import Budget, check_one_text, check_same_data
 from lm.compare.points import Points, of_rows
-from lm.config import SCHEMA, durations
+from lm.config import durations
 from lm.config.model_keys import COUNTED
 from lm.data.files import read_json, write_json
 from lm.errors import ConfigError, DataError
@@ -32,10 +32,6 @@ MOST_OFF = 0.04
 MEASURES = {"nats_per_token": "nats per token", "bits_per_byte": "bits per byte"}
 # What N counts: all parameters, those without tables of tokens and positions, or those used for a token.
 COUNTS = {"total": "parameters", "nonembedding": "nonembedding", "active": "active"}
-# Keys of the data in which runs of one law may differ: they change neither the text nor what is asked of it.
-_OF_BATCHES = ("data.global_batch", "data.buckets")
-# Keys that say of what a loss is.
-_OF_EVALUATION = ("eval.split", "eval.context", "eval.stride", "eval.max_tokens", "eval.pseudo_tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,34 +190,17 @@ def gather(workdir, measure: str = "nats_per_token", count: str = "total") -> tu
     return of_runs(list(families), measure, count, families), missing
 
 
-def check_alike(loaded: Mapping[str, object], measure: str) -> list[str]:
-    """Keys of the tokenizer in which configs {name: config} differ. ConfigError where `measure` of them is not of one text and one
-    evaluation of it, or is of tokens and these differ."""
-    flat = {name: configs.flatten(config) for name, config in loaded.items()}
-    keys = [key for key, described in SCHEMA.items() if key.startswith("data.") and described.resume != "free" and key not in _OF_BATCHES]
-    (first, own), *others = flat.items()
-    tokenizers = []
-    for other, values in others:
-        for key in [key for key in (*keys, *_OF_EVALUATION) if values[key] != own[key]]:
-            both = f"{first} has {key}={own[key]} and {other} {key}={values[key]}"
-            if key not in TOKENIZER_KEYS:
-                raise ConfigError(f"{both}: laws are of one text and one evaluation of it; fit such runs apart")
-            if measure == "nats_per_token":
-                raise ConfigError(f"{both}: nats of different tokens are no one loss; use --measure=bits_per_byte")
-            tokenizers.append(key)
-    return tokenizers
-
-
 def of_runs(paths: Sequence[str], measure: str = "nats_per_token", count: str = "total",
             families: Mapping[str, str] | None = None) -> Points:
     """Points of run directories: what they cost, and `measure` of their score or last evaluation. A family is model.name, unless
-    {path: name} says otherwise. DataError names a run that lacks something, or has not come to its end; ConfigError as of `check_alike`."""
+    {path: name} says otherwise. DataError names a run that lacks something, or has not come to its end; ConfigError as of
+    `check_one_text`."""
     from lm.compare import account
     from lm.compare.runs import load_run, load_runs
 
     rows, table = [], load_runs(paths).to_dict("records")
     runs = {found["path"]: load_run(found["path"]) for found in table}
-    _check_texts(runs, check_alike({path: run.config for path, run in runs.items()}, measure))
+    _check_texts(runs, check_one_text({path: run.config for path, run in runs.items()}, measure == "nats_per_token"))
     for found in table:
         run = runs[found["path"]]
         _check_ended(run)

@@ -170,8 +170,7 @@ def _crossing(a: str, b: str, points: list[tuple[float, dict]], unit: str) -> st
             share = before["mean"] / (before["mean"] - after["mean"])
             at = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
             places.append(f"at about {at:.2g} {unit}, between {low:.3g} and {high:.3g}")
-    first, last = (f"{row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]" if row["low"] is not None else f"{row['mean']:+.4f}"
-                   for _, row in (points[0], points[-1]))
+    first, last = (tables.signed(row) for _, row in (points[0], points[-1]))
     ends = f"{b} less {a} goes from {first} bits per byte at {points[0][0]:.3g} {unit} to {last} at {points[-1][0]:.3g}"
     return f"{ends}: the curves cross {' and '.join(places)}." if places else f"{ends}: the curves do not cross there."
 

@@ -36,6 +36,7 @@ def test_a_tokenizer_that_loses_text_is_not_compared_with_another(config, lossy,
 def test_a_tokenizer_that_loses_text_may_be_that_of_all(config, lossy, tmp_path):
     asks.settle(tmp_path, Ask(asks.entries(f"{config}:gru,{config}:rnn", {"data.tokenizer": str(lossy)})))
     sweep.plan(tmp_path)
+    assert len(list(tmp_path.glob("arms/*/sized.json"))) == 2
 
 
 def test_prompts_that_an_arm_cannot_read_are_refused_before_anything_is_trained(config, tmp_path):

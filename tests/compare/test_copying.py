@@ -16,16 +16,11 @@ from lm.data.tokenizers import ByteTokenizer
 from lm.parallel import make_mesh
 from lm.run import open_run
 from lm.train import train
-from tests.compare.small_runs import compiled_once, small, write_corpus
+from tests.compare.small_runs import small, write_corpus
+
+pytestmark = pytest.mark.usefixtures("programs")
 
 EM = {"model__classes": 4, "optim__name": "em", "optim__learning_rate": 1.0, "optim__schedule": "constant", "optim__clip": 0.0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs(tmp_path_factory):
-    """Each program is compiled once."""
-    with compiled_once(tmp_path_factory.mktemp("programs")):
-        yield
 
 
 @pytest.fixture(scope="module")

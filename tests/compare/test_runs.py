@@ -12,14 +12,9 @@ from lm.errors import CheckpointError, ConfigError
 from lm.metrics.writers import read_lines
 from lm.run import open_run
 from lm.train import train
-from tests.compare.small_runs import compiled_once, small, write_corpus
+from tests.compare.small_runs import small, write_corpus
 
-
-@pytest.fixture(scope="module", autouse=True)
-def programs(tmp_path_factory):
-    """Each program is compiled once."""
-    with compiled_once(tmp_path_factory.mktemp("programs")):
-        yield
+pytestmark = pytest.mark.usefixtures("programs")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pytest
 from lm import cli, objectives
 from lm import config as configs
 from lm.compare import ask as asks
-from lm.compare import ladder, laws, points, scaling, scaling_plots, sweep
+from lm.compare import budgets, ladder, laws, points, scaling, scaling_plots, sweep
 from lm.data.prepare import prepare
 from lm.errors import ConfigError, DataError, ProcessError
 from lm.train import train
@@ -266,10 +266,10 @@ def test_points_of_a_ladder_are_of_its_runs(config_file, tmp_path, monkeypatch):
 def test_what_is_not_of_one_text_in_one_unit_is_no_law(config_file, own, measure, message):
     loaded = {entry.name: entry.config() for entry in asks.entries(f"a={config_file}:gru,b={config_file}:lstm[{own}]")}
     if message is None:
-        assert ladder.check_alike(loaded, measure) == (["data.tokenizer"] if "tokenizer" in own else [])
+        assert budgets.check_one_text(loaded, measure == "nats_per_token") == (["data.tokenizer"] if "tokenizer" in own else [])
     else:
         with pytest.raises(ConfigError, match=message):
-            ladder.check_alike(loaded, measure)
+            budgets.check_one_text(loaded, measure == "nats_per_token")
 
 
 def test_tokenizers_that_differ_are_refused_before_a_ladder_is_trained(script, config_file, tmp_path, monkeypatch):

@@ -11,17 +11,12 @@ from lm.evaluate import evaluate_run
 from lm.metrics.writers import read_lines
 from lm.run import open_run
 from lm.train import set_up, train
-from tests.compare.small_runs import compiled_once, one_device, small, write_corpus
+from tests.compare.small_runs import one_device, small, write_corpus
+
+pytestmark = pytest.mark.usefixtures("programs")
 
 SEEDS = (3, 0)
 EQUAL = {"loss", "grad_norm", "param_norm", "update_norm", "learning_rate", "nats_per_token", "bits_per_byte"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs(tmp_path_factory):
-    """Each program is compiled once."""
-    with compiled_once(tmp_path_factory.mktemp("programs")):
-        yield
 
 
 @pytest.fixture(scope="module")
