@@ -52,6 +52,12 @@ def test_imports_go_one_way_and_files_and_functions_are_small(path):
     assert not [node.name for node in functions if node.end_lineno - node.lineno + 1 > MOST_FUNCTION_LINES]
 
 
+def test_every_folder_of_tests_is_a_package():
+    """Else two test files of one name in two folders are one module to pytest, which then leaves out the second."""
+    tests = LM.parent / "tests"
+    assert not [path for path in {file.parent for file in tests.rglob("test_*.py")} if not (path / "__init__.py").exists()]
+
+
 # What a process looks like before and after every module of lm is imported.
 PROBE = """
 import importlib, json, logging, os, pkgutil, random, signal, sys, warnings

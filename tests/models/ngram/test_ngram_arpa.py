@@ -6,11 +6,11 @@ import unicodedata
 
 import numpy as np
 import pytest
-from ngram_oracle import BOS, corpus, store_of
 
 from lm.data.tokenizers import ByteTokenizer
 from lm.errors import ConfigError, DataError
 from lm.models.ngram import arpa, fit, pieces_of, read_arpa, write_arpa
+from tests.models.ngram.ngram_oracle import BOS, corpus, store_of
 
 VOCAB = 9
 PIECES = ["<pad>", "<s>", "</s>", "a", "b c", "\n", "%0A", "é\u2003", "\x85"]

@@ -5,10 +5,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from ngram_oracle import BOS, corpus, store_of
 
 from lm.errors import DataError
 from lm.models.ngram import counts, fit
+from tests.models.ngram.ngram_oracle import BOS, corpus, store_of
 
 VOCAB = 9
 

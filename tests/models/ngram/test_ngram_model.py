@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from ngram_oracle import BOS, EOS, corpus, oracle, store_of
 
 from lm import config, models
 from lm.data.packing import read_rows
@@ -12,6 +11,7 @@ from lm.generate import Generator, Sampling
 from lm.models.ngram import NGram, NGramModel, build, fit
 from lm.objectives import causal
 from lm.parallel import Layout
+from tests.models.ngram.ngram_oracle import BOS, EOS, corpus, oracle, store_of
 
 VOCAB = 8
 

@@ -5,11 +5,11 @@ from fractions import Fraction as F
 
 import numpy as np
 import pytest
-from ngram_oracle import BOS, EOS, corpus, oracle, store_of
 
 from lm.errors import ConfigError
 from lm.models.ngram import fit
 from lm.models.ngram import smoothing as rules
+from tests.models.ngram.ngram_oracle import BOS, EOS, corpus, oracle, store_of
 
 SMOOTHINGS = ("kneser_ney", "katz", "add_k")
 VOCAB = 7
