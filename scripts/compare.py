@@ -191,26 +191,11 @@ def report(workdir) -> int:
 
     paths = room.write(workdir)
     results = paths.pop("results")
-    print("\n".join([results["verdict"], *off_memory(results)]))
+    print(results["verdict"])
     failed = [{"arm": arm["name"], **failure} for arm in results["arms"] for failure in arm["failed"]]
     cli.print_result({"report": paths, "verdict": results["verdict"], "table": [row_of(arm) for arm in results["arms"]],
                       "differences": results["differences"], "failed": failed})
     return int(any(not usable(arm["scores"]) for arm in results["arms"]))
-
-
-def off_memory(results: dict) -> list[str]:
-    """A sentence for each arm whose runs took more or less than a budget of memory allows."""
-    from lm.compare.budgets import TOLERANCE, Budget
-
-    budget, told = results["ask"]["budget"], []
-    if not budget or budget["kind"] != "memory":
-        return []
-    for arm in results["arms"]:
-        errors = [Budget(**budget).error(score["memory_bytes"]) for score in arm["scores"] if score.get("memory_bytes")]
-        worst = max(errors, key=abs, default=0.0)
-        if abs(worst) > TOLERANCE and not arm["reference"]:
-            told.append(f"{arm['name']} is {worst:+.1%} off the budget of memory: it was trained on other devices than it was sized on")
-    return told
 
 
 def row_of(arm: dict) -> dict:

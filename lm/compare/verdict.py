@@ -2,6 +2,7 @@
 
 import math
 
+from lm.compare.budgets import TOLERANCE, Budget
 from lm.compare.statistics import LEVEL
 
 LEVEL_TEXT = f"{100 * LEVEL:g} %"
@@ -137,7 +138,7 @@ def verdict(found: dict, arms: list[dict], pairs: list[dict]) -> str:
         said = _of_two(rows[0]) if len(scored) == 2 else _of_many(scored, rows)
     if said.startswith("not ") and not start:  # names of arms stay as they are
         said = sentence(said)
-    return f"{start}{said}{lost}. {_ground(found, scored, rows)}"
+    return " ".join([f"{start}{said}{lost}. {_ground(found, scored, rows)}", *off_memory(found["ask"]["budget"], scored)])
 
 
 def _lost(arm, seeds: int) -> str:
@@ -213,6 +214,19 @@ def _ground(found, scored, rows) -> str:
     size = f"{text['bytes']:,} bytes of " if text and text.get("bytes") else ""
     where = f", on {size}the {text['split']} split of {text['source']}" if text else ""
     return f"At {budget_text(found)}, {interval}{seeds}{where}{_lossy(text)}."
+
+
+def off_memory(budget: dict | None, arms: list[dict]) -> list[str]:
+    """A sentence for each arm whose runs took more or less than a budget of memory allows."""
+    if not budget or budget["kind"] != "memory":
+        return []
+    told = []
+    for arm in arms:
+        errors = [Budget(**budget).error(score["memory_bytes"]) for score in arm["scores"] if score.get("memory_bytes")]
+        worst = max(errors, key=abs, default=0.0)
+        if abs(worst) > TOLERANCE:
+            told.append(f"{arm['name']} is {worst:+.1%} off the budget of memory: it was trained on other devices than it was sized on.")
+    return told
 
 
 def _lossy(text) -> str:

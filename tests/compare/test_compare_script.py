@@ -192,18 +192,6 @@ def test_a_budget_of_memory_is_of_the_machine_that_sized(words, tmp_path):
     SCRIPT["check_machine"](SCRIPT["parser_of"]().parse_args([f"--workdir={tmp_path}", "--workers=2"]), Budget("memory", 1e6))
 
 
-def test_runs_that_took_other_memory_than_the_budget_are_told():
-    def arm(name, *sizes, reference=False):
-        return {"name": name, "reference": reference, "scores": [{"memory_bytes": size} for size in sizes]}
-
-    arms = [arm("a", 1.005e9, 0.995e9), arm("b", 1e9, 1.3e9), arm("c", 0.7e9, None), arm("d"), arm("shown", 5e9, reference=True)]
-    budget = {"kind": "memory", "amount": 1e9}
-    assert [line.split(" budget")[0] for line in SCRIPT["off_memory"]({"ask": {"budget": budget}, "arms": arms})] == [
-        "b is +30.0% off the", "c is -30.0% off the"]
-    for other in (None, {"kind": "flops", "amount": 1.0}):
-        assert SCRIPT["off_memory"]({"ask": {"budget": other}, "arms": arms}) == []
-
-
 def test_new_prompts_of_a_sweep_that_is_planned_are_checked_before_they_are_asked(config, tmp_path):
     words = [f"--workdir={tmp_path}", f"--configs={config}:ngram", "--seeds=1"]
     arguments = SCRIPT["parser_of"]().parse_args(words)

@@ -58,6 +58,16 @@ def test_the_verdict_names_interval_budget_seeds_and_text(found):
         assert part in found["verdict"]
 
 
+def test_arms_that_took_other_memory_than_the_budget_are_told():
+    def arm(name, *sizes):
+        return {"name": name, "scores": [{"memory_bytes": size} for size in sizes]}
+
+    arms = [arm("a", 1.005e9, 0.995e9), arm("b", 1e9, 1.3e9), arm("c", 0.7e9, None), arm("d")]
+    assert [line.split(" budget")[0] for line in verdict.off_memory({"kind": "memory", "amount": 1e9}, arms)] == [
+        "b is +30.0% off the", "c is -30.0% off the"]
+    assert verdict.off_memory(None, arms) == verdict.off_memory({"kind": "flops", "amount": 1.0}, arms) == []
+
+
 def test_what_is_not_separated_is_not_called_better(tmp_path):
     scores = [[1.50, 1.52, 1.55], [1.51, 1.50, 1.55]]
     found = results.gather(make_sweep(tmp_path, arms=("rnn", "gru"), score=lambda arm, seed: scores[arm][seed]))
