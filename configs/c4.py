@@ -3,8 +3,8 @@
     python -c "import tensorflow_datasets as tfds; tfds.builder('c4/en', file_format='array_record').download_and_prepare()"
     python scripts/train.py --config=configs/c4.py --workdir=runs/c4
 
-Preparing C4 with TFDS takes Apache Beam and a cluster; a copy prepared elsewhere is read with --config.data.tfds_dir=DIR.
-Expect: this needs the internet and an accelerator. Not run by us yet: no result is claimed.
+Preparing C4 (the first command) takes TensorFlow, Apache Beam and a cluster; a copy prepared elsewhere is read with
+--config.data.tfds_dir=DIR and needs none of them. Expect: this needs an accelerator. Not run by us yet: no result is claimed.
 """
 
 import pathlib

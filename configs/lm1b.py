@@ -3,7 +3,8 @@
     python -c "import tensorflow_datasets as tfds; tfds.builder('lm1b', file_format='array_record').download_and_prepare()"
     python scripts/train.py --config=configs/lm1b.py --workdir=runs/lm1b
 
-Expect: this needs the internet (1.7 GB) and an accelerator. Not run by us yet: no result is claimed.
+Preparing (the first command) needs the internet (1.7 GB) and TensorFlow, best in an environment of its own (pip install tensorflow
+tensorflow-datasets array-record); reading does not. Expect: this needs an accelerator. Not run by us yet: no result is claimed.
 """
 
 from lm.config import default

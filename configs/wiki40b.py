@@ -3,7 +3,8 @@
     python -c "import tensorflow_datasets as tfds; tfds.builder('wiki40b/en', file_format='array_record').download_and_prepare()"
     python scripts/train.py --config=configs/wiki40b.py --workdir=runs/wiki40b
 
-Expect: this needs the internet and an accelerator. Not run by us yet: no result is claimed.
+Preparing (the first command) needs the internet, TensorFlow and Apache Beam, best in an environment of its own; a copy prepared elsewhere
+is read with --config.data.tfds_dir=DIR and needs neither. Expect: this needs an accelerator. Not run by us yet: no result is claimed.
 """
 
 import pathlib

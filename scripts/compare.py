@@ -35,7 +35,8 @@ def parser_of() -> cli.Parser:
     add("--budget", metavar="KIND:AMOUNT", help="what all get as much of, such as flops:1e13")
     add("--seeds", type=int, metavar="N", help="runs of each config, on seeds 0 to N - 1 (default: 3)")
     add("--references", metavar="A,...", help="configs shown beside, outside the budget and not tuned, such as configs/lineage/ngram.py:5")
-    add("--tokens", type=float, metavar="N", help="tokens of each run, where the budget leaves that open (default: the first config's)")
+    add("--tokens", type=float, metavar="N", help="tokens of each run, where the budget leaves that open (default: what the first config "
+        "needs for a budget of FLOPs, else its own length)")
     add("--sizes", choices=("solve", "keep"), help="re-size for the budget (default), or keep the sizes as written")
     add("--tune", metavar="rates|none|KEY,...", help="what is tuned: the learning rates (default), nothing, or keys, which move together")
     add("--factors", metavar="F,...", help="the grid, times the config's values (default: 0.25,0.5,1,2,4)")

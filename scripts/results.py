@@ -16,10 +16,12 @@ def main(argv):
     parser = cli.Parser(description=__doc__)
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="work directories of runs")
     parser.add_argument("--into", metavar="FILE", help="Markdown file whose tables are to be replaced")
-    parser.add_argument("--name", default="results", help="of the place in that file")
+    parser.add_argument("--name", help="of the place in that file, such as lineage")
     arguments = parser.parse_args(argv)
     if len(set(arguments.workdirs)) < len(arguments.workdirs):
         raise ConfigError("a work directory is named twice: name each once")
+    if bool(arguments.into) != bool(arguments.name):
+        raise ConfigError("--into=FILE and --name=NAME go together: the place of that file whose tables are to be replaced")
     from lm import results
     from lm.compare.report import markdown
 

@@ -54,7 +54,7 @@ REST = {
     "mesh.fsdp": free(1, "Devices over which the batch, the parameters and the optimizer's state are split (see layout.zero)."),
     "mesh.fsdp_outer": free(1, "A second axis like mesh.fsdp, for a torus (16 x 16 chips: 16 each): gradients are scattered along one, "
                                "then the other."),
-    "mesh.expert": free(1, "Devices over which experts are split, and the batch."),
+    "mesh.expert": free(1, "Devices over which experts are split, and the batch; 1, for no family has experts yet."),
     "mesh.context": free(1, "Devices over which every row is split in time."),
     "mesh.tensor": free(1, "Devices over which heads, feed-forward units, cells and the vocabulary are split."),
     "layout.zero": free(3, "What mesh.fsdp splits: 3 is parameters, gradients and optimizer state, 1 the optimizer state alone.",

@@ -2,6 +2,7 @@
 model is."""
 
 import pathlib
+import statistics
 from collections.abc import Callable
 
 from lm import cli, objectives
@@ -68,7 +69,7 @@ def page(rows: list[dict]) -> str:
     lines = [cli.table(shown)]
     errors = sorted(abs(row["error"]) for row in rows if row["error"] is not None)
     if errors:
-        middle, largest = errors[len(errors) // 2], errors[-1]
+        middle, largest = statistics.median(errors), errors[-1]
         lines.append(f"{len(errors)} of {len(rows)} estimated: the middle error is {middle:.0%}, the largest {largest:.0%}")
     lines += [f"{row['run']} was not planned: {row['failure']}" for row in rows if row["failure"]]
     return "\n".join(lines + [f"{row['run']}: {row['guesses']}" for row in rows if row["guesses"]])
