@@ -4,8 +4,9 @@
 
 Expect: 1.642 bits per byte on the validation split after 655,360 tokens, in 1.9 minutes of training on 2 busy cores of an AMD EPYC (Zen
 4). With configs/lineage/nplm.py:long, eight passes in 50 minutes, 1.403: fewer than a trigram with Katz's back-off (1.412, all text once),
-more than one with modified Kneser-Ney (1.374). With configs/lineage/nplm.py:512, over 512 pieces and all 5,587,959 tokens of the training split: 1.674 in ten busy minutes, where the
-trigram of the same tokens (configs/lineage/ngram.py:3 --config.data.vocab_size=512 --config.train.steps='1 epochs') has 1.703.
+more than one with modified Kneser-Ney (1.374). With configs/lineage/nplm.py:512, over 512 pieces and all 5,587,959 tokens of the training
+split, 1.674 in ten busy minutes, where the trigram of the same tokens (configs/lineage/ngram.py:3 --config.data.vocab_size=512
+--config.train.steps='1 epochs') has 1.703.
 """
 
 from lm.config import default
