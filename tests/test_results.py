@@ -1,13 +1,15 @@
 """Tables of runs: from work directories alone, and into a marked place of a file."""
 
 import json
+import pathlib
+import runpy
 
 import pytest
 
 from lm import config as configs
 from lm import results
 from lm.compare.report import markdown
-from lm.errors import DataError
+from lm.errors import ConfigError, DataError
 from lm.train import train
 
 
@@ -65,3 +67,10 @@ def test_a_run_without_a_step_is_an_error(workdir, tmp_path):
         (tmp_path / name).write_bytes((workdir / name).read_bytes())
     with pytest.raises(DataError, match="no line of training yet"):
         results.result_of(tmp_path)
+
+
+@pytest.mark.parametrize("word", ["--into=README.md", "--name=lineage"])
+def test_a_file_is_not_changed_without_the_name_of_the_place(word):
+    main = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "scripts/results.py"))["main"]
+    with pytest.raises(ConfigError, match="--into=FILE and --name=NAME go together"):
+        main(["runs/x", word])
