@@ -75,9 +75,9 @@ def main(argv):
     generator = Generator(run.model, params, run.tokenizer, draft, run.objective.bidirectional_prompts)
     prompts = arguments.prompt if arguments.suffix is None else _gaps(run, arguments.prompt, arguments.suffix)
     prompts = _conversations(run, arguments.prompt, arguments.system) if arguments.chat else prompts
-    # A chat template writes what a text begins with itself.
+    # A chat template writes what a text begins with itself; a row of infilling begins with it whatever prompts do.
     completions = generator(prompts, arguments.max_tokens, sampling, arguments.beams, arguments.seed, arguments.num, drafts,
-                            begin=False if arguments.chat else None)
+                            begin=False if arguments.chat else True if arguments.suffix is not None else None)
     results = []
     for completion in completions:
         text = run.tokenizer.continuation(completion.tokens)

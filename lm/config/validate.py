@@ -113,6 +113,9 @@ def check_eval(config):
     name, context = ("eval.context", given) if given else ("data.context", data.context)
     if config.eval.stride > context:
         raise ConfigError(f"eval.stride={config.eval.stride} is more than {name}={context}: some tokens would not be scored")
+    if config.eval.pseudo_tokens and config.objective.name != "masked":
+        raise ConfigError(f"eval.pseudo_tokens={config.eval.pseudo_tokens} is for objective.name=masked, and not for "
+                          f"{config.objective.name}: remove it")
     if not given:
         return
     if config.objective.name not in LIKELIHOODS:

@@ -186,7 +186,8 @@ class Filler:
 
     def _continue(self, inputs, gaps, most, sampling, beams, seed, num) -> list[np.ndarray]:
         """Targets that a decoder writes behind its inputs."""
-        completions = self._generator(gaps, most)([inputs], gaps * (most + 1) + 1, sampling, beams, seed, num)
+        completions = self._generator(gaps, most)([inputs], gaps * (most + 1) + 1, sampling, beams, seed, num,
+                                                     begin=True)  # as every row of training does, whatever prompts do
         return [np.append(completion.tokens, self.tokenizer.eos_id) for completion in completions]
 
     def _make_generator(self, gaps, most) -> Generator:

@@ -140,4 +140,8 @@ def bleu(hypotheses: list[str], references: list[str], tokenize: str = "13a") ->
         raise ConfigError("BLEU needs sacrebleu: pip install -e '.[translate]'") from error
     if not hypotheses or len(hypotheses) != len(references):
         raise DataError(f"there are {len(hypotheses)} translations for {len(references)} references: give one reference for each")
-    return sacrebleu.corpus_bleu(hypotheses, [references], tokenize=tokenize).score
+    try:
+        return sacrebleu.corpus_bleu(hypotheses, [references], tokenize=tokenize).score
+    except (KeyError, RuntimeError) as error:  # a name that there is not, or one whose package is not installed
+        known = ", ".join(sorted(sacrebleu.metrics.METRICS["BLEU"].TOKENIZERS))
+        raise ConfigError(f"tokenize={tokenize} cannot be used by sacrebleu: use one of {known} that is installed") from error

@@ -39,6 +39,11 @@ def make(config, tokenizer, source_tokenizer=None) -> Objective:
         wanted, fix = (("pairs", "texts: use pairs:FILE, or set data.source_field") if kind.paired else
                        ("texts", "pairs: set objective.name=translation"))
         raise ConfigError(f"objective.name={config.objective.name} reads {wanted}, and data.source holds {fix}")
+    # The config may name a token store or a file, so that only the tokenizer itself tells.
+    if getattr(tokenizer, "kind", None) == "words" and config.objective.name not in ("skipgram", "cbow", "glove"):
+        source = ",".join(config.data.source)
+        raise ConfigError(f"the tokenizer of data.source={source} is one of words, which loses case, spaces and rare words: "
+                          f"objective.name={config.objective.name} could not say what text costs; use bpe, unigram or bytes")
     objective = kind(config.objective, tokenizer, config.data.context, config.seed)
     objective.source_tokenizer = source_tokenizer
     return objective

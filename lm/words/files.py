@@ -50,6 +50,8 @@ def _binary(content: bytes, path) -> tuple[list[str], np.ndarray]:
     if not (header := _header(line)):
         raise DataError(f"{path} does not begin with the number of words and of dimensions: it is not in word2vec's binary format")
     (count, width), place = header, len(line) + 1
+    if count * (4 * width + 1) > len(content):
+        raise DataError(f"{path} is too short for {count} words of {width} numbers: copy it again")
     words, matrix = [], np.empty((count, width), np.float32)
     for row in range(count):
         stop = content.find(b" ", place)
@@ -94,7 +96,7 @@ def _decoded(word: bytes, path) -> str:
 def rows_of(path) -> list[tuple[int, list[str]]]:
     """(number, fields) of the lines of a file with tabs, commas or else spaces between fields; without empty lines and `#` comments."""
     try:
-        lines = read_bytes(path).decode().splitlines()
+        lines = read_bytes(path).decode("utf-8-sig").splitlines()  # spreadsheets put a mark of byte order first
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text in UTF-8") from error
     kept = [(number, line.strip()) for number, line in zip(itertools.count(1), lines, strict=False)

@@ -84,6 +84,7 @@ WRONG_TOGETHER = {
     "data.global_batch=16 cannot be cut into train.accumulate=3": {"train__accumulate": 3},
     "train.loss_chunk=100 does not divide data.context=256": {"train__loss_chunk": 100},
     "eval.stride=257 is more than data.context=256": {"eval__stride": 257},
+    "eval.pseudo_tokens=1000 is for objective.name=masked, and not for causal": {"eval__pseudo_tokens": 1000},
     "eval.stride=129 is more than eval.context=128": {"eval__stride": 129, "eval__context": 128},
     "train.loss_chunk=128 does not divide eval.context=500": {"train__loss_chunk": 128, "eval__context": 500},
     "eval.context=512 is more than the 256 tokens that the model can take":

@@ -155,6 +155,14 @@ def test_beams_are_the_likeliest_fillings_in_their_order(form):
     np.testing.assert_allclose([filling.logprob for filling in found], [-rows[i].sum() for i in order[:5]], rtol=1e-4)
 
 
+def test_a_tokenizer_whose_prompts_have_no_beginning_changes_nothing(monkeypatch):
+    """Rows of training begin with bos whatever prompts do."""
+    filler = drawn(form="decoder")
+    expected = [found.logprob for found in filler([["my", " fork"]], beams=4, num=4, max_tokens=2)]
+    monkeypatch.setattr(ByteTokenizer, "prompt_bos", False)
+    assert [found.logprob for found in filler([["my", " fork"]], beams=4, num=4, max_tokens=2)] == expected
+
+
 def test_only_targets_can_be_written():
     model = type("Uniform", (), {"logits": lambda self, params, hidden: hidden})()
     gapped = Gapped(model, 6, 2, 2, 5)  # ids 0 to 4 are text, 5 is eos, 6 to 8 sentinels

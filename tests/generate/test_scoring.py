@@ -37,6 +37,13 @@ def test_bleu_is_kept_in_the_run(workdir):
     assert result["pairs"] == len(shown) == 4 and 0 <= result["bleu"] <= 100
 
 
+def test_a_tokenizer_that_sacrebleu_has_not_is_refused_before_anything_is_translated(workdir, monkeypatch):
+    pytest.importorskip("sacrebleu", reason="BLEU NOT CHECKED: pip install -e '.[translate]'")
+    monkeypatch.setattr(scoring, "Translator", lambda *_: pytest.fail)
+    with pytest.raises(ConfigError, match="tokenize=moses cannot be used by sacrebleu: use one of 13a"):
+        scoring.score(workdir, tokenize="moses")
+
+
 def test_a_run_that_reads_no_source_is_refused(workdir, tmp_path):
     (tmp_path / "text.txt").write_text("\n".join("we the people" for _ in range(20)))
     given = {"model.name": "ngram", "data.source": f"text:{tmp_path}/text.txt", "data.documents": "line", "data.tokenizer": "bytes",

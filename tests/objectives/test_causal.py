@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 
+from lm import config as configs
+from lm import objectives
 from lm.data.packing import count_rows, read_rows
 from lm.data.store import TokenStore
 from lm.data.tokenizers import ByteTokenizer
+from lm.data.words import WordTokenizer
+from lm.errors import ConfigError
 from lm.objectives import causal
 
 TOKENIZER = ByteTokenizer()
@@ -87,3 +91,10 @@ def test_loss_is_the_weighed_sum_whatever_the_chunk():
         total, cross_entropy = causal.Causal(None, None, 8, 0).loss(model, model.params, batch, z_loss=0.1, chunk=chunk)
         np.testing.assert_allclose(cross_entropy, np.sum(batch["weights"] * nats), rtol=1e-6)
         np.testing.assert_allclose(total, np.sum(batch["weights"] * (nats + 0.1 * normaliser**2)), rtol=1e-6)
+
+
+def test_a_tokenizer_of_words_is_refused_wherever_it_comes_from():
+    config = configs.override(configs.default(), {"data.source": "store:words"})
+    with pytest.raises(ConfigError, match=r"data\.source=store:words is one of words, which loses case.* objective\.name=causal"):
+        objectives.make(config, WordTokenizer(["a", "b"], [2, 1], 0))
+    assert objectives.make(configs.override(config, {"objective.name": "cbow"}), WordTokenizer(["a", "b"], [2, 1], 0))

@@ -5,6 +5,7 @@ import pytest
 
 from lm.errors import ConfigError, DataError
 from lm.words import Vectors, analogies, load, nearest, save
+from lm.words.files import rows_of
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,7 @@ def test_foreign_text_may_have_words_with_spaces_and_words_twice(tmp_path):
     ("a.txt", b"a 1 2\nb 1\n", "line 2: a word and 2 numbers"),
     ("a.txt", b"a 1 2\n\xff 1 2\n", "not UTF-8"),
     ("a.bin", b"a 1 2\n", "does not begin with"),
+    ("a.bin", b"99999999999 300\na ", "is too short for 99999999999 words of 300 numbers"),
     ("a.bin", b"2 2\na \0\0\0\0\0\0\0\0b \0\0\0", "ends after 1 of 2 words"),
     ("a.txt", b"a nan 1\n", "not finite"),
 ])
@@ -101,3 +103,8 @@ def test_published_glove_vectors_go_through_our_files_and_know_the_queen(tmp_pat
     result = analogies(vectors, tmp_path / "questions")
     assert result["accuracy"] == 1 and result["answered"] == 3
     assert "prince" in [word for word, _ in nearest(vectors, "king", 5)]
+
+
+def test_a_mark_of_byte_order_belongs_to_no_word(tmp_path):
+    (tmp_path / "pairs.csv").write_bytes("tiger,cat,7.35\n".encode("utf-8-sig"))
+    assert rows_of(tmp_path / "pairs.csv") == [(1, ["tiger", "cat", "7.35"])]
