@@ -29,6 +29,8 @@ TRAINS = {
     "glove": GLOVE,
     "vae": VAE,
 }
+# Those that are of words, and say nothing of what text costs.
+OF_WORDS = ("skipgram", "cbow", "glove")
 OBJECTIVES = tuple(TRAINS)
 
 OBJECTIVE = {
@@ -66,7 +68,7 @@ OBJECTIVE = {
     "objective.word_dropout": Key(0.0, "Share of the words that the decoder reads as <unk>.", minimum=0.0, maximum=1.0,
                                   objectives=("vae",)),
     "objective.window": Key(5, "Words to either side that belong to a centre: the widest window of word2vec, which is drawn, and GloVe's.",
-                            minimum=1, objectives=("skipgram", "cbow", "glove")),
+                            minimum=1, objectives=OF_WORDS),
     "objective.subsample": Key(1e-3, "Words whose share of the text is above this are left out at random (t of word2vec); 0 keeps all.",
                                minimum=0.0, maximum=1.0, objectives=("skipgram", "cbow")),
     "objective.hierarchical": Key(False, "Hierarchical softmax over a Huffman tree instead of negative sampling.",

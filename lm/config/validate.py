@@ -7,7 +7,7 @@ import re
 from lm.config import durations
 from lm.config.key import Key
 from lm.config.model_keys import COUNTED, ENCODER_DECODER, ENCODERS, GATED, POSITIONS, REMAT_NAMES, SCALING_KEYS, TRANSFORMERS
-from lm.config.objective_keys import TRAINS
+from lm.config.objective_keys import OF_WORDS, TRAINS
 from lm.config.schema import SCHEMA
 from lm.errors import ConfigError
 
@@ -171,7 +171,7 @@ def _check_objective(config):
             continue
         if config.objective[name.removeprefix("objective.")] != key.default:
             raise ConfigError(f"{name} is not read by objective.name={chosen} (only by {', '.join(key.objectives)}): remove it")
-    if config.data.tokenizer == "words" and chosen not in ("skipgram", "cbow", "glove"):
+    if config.data.tokenizer == "words" and chosen not in OF_WORDS:
         raise ConfigError(f"data.tokenizer=words loses case, spaces and rare words, so that objective.name={chosen} could not say what "
                           "text costs: use bpe, unigram or bytes")
     if chosen in ("span", "denoisers") and (config.objective.form == "decoder") != (config.model.name == "transformer"):

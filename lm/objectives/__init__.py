@@ -1,5 +1,6 @@
 """What is predicted from what, by name: an objective turns rows of data into a batch, and a batch into sums of losses."""
 
+from lm.config.objective_keys import OF_WORDS
 from lm.errors import ConfigError
 from lm.objectives.base import Objective
 from lm.objectives.causal import Causal
@@ -40,7 +41,7 @@ def make(config, tokenizer, source_tokenizer=None) -> Objective:
                        ("texts", "pairs: set objective.name=translation"))
         raise ConfigError(f"objective.name={config.objective.name} reads {wanted}, and data.source holds {fix}")
     # The config may name a token store or a file, so that only the tokenizer itself tells.
-    if getattr(tokenizer, "kind", None) == "words" and config.objective.name not in ("skipgram", "cbow", "glove"):
+    if getattr(tokenizer, "kind", None) == "words" and config.objective.name not in OF_WORDS:
         source = ",".join(config.data.source)
         raise ConfigError(f"the tokenizer of data.source={source} is one of words, which loses case, spaces and rare words: "
                           f"objective.name={config.objective.name} could not say what text costs; use bpe, unigram or bytes")
