@@ -58,7 +58,7 @@ def trained(text, tmp_path_factory):
 @pytest.mark.parametrize(("content", "overrides", "code", "words"), [
     (b"", {}, 1, "is empty"),
     (b"caf\xe9 au lait\n" * 20, {}, 1, "is not UTF-8"),
-    (b"too short\n", {"data__validation_fraction": 0}, 1, "fewer than one row of data.context=16"),
+    (b"too short\n", {"data__validation_fraction": 0}, 1, "fewer than the 16 of one row"),
     (TEXT.encode(), {"data__tokenizer": "bpe", "data__vocab_size": 5000}, 1, "data.vocab_size"),
     (TEXT.encode(), {"model__widht": 16}, 2, "did you mean model.width"),
     (TEXT.encode(), {"data__documents": "file", "data__validation_fraction": 0.0}, 1, "the validation split is empty"),

@@ -29,8 +29,8 @@ class TrainingData:
     def __post_init__(self):
         for store in self.stores:
             if store.num_tokens < self.context:
-                raise DataError(f"the training text has {store.num_tokens} tokens, fewer than one row of data.context={self.context}: "
-                                "use more text or a smaller data.context")
+                raise DataError(f"the training text has {store.num_tokens} tokens, fewer than the {self.context} of one row: use more "
+                                "text or a smaller data.context")
 
     left_out: ClassVar[int] = 0  # rows are cut, so that no text is too long for them
 

@@ -1,14 +1,18 @@
 """Text to words and back, with loss: the units of word vectors (Mikolov et al. 2013a; Pennington et al. 2014).
 
-A word is a run of letters and digits of any script in lower case, with apostrophes inside (`don't`, `king's`); the Han characters
-and kana of texts that put no spaces between words are words one by one. Everything else (punctuation, spaces, case) is lost, and so
-are rare words, which become `<unk>`: `decode` gives words with spaces between them, and not the text. Bits per byte of such tokens
-would leave out what was lost, so objectives that score a text must not use them.
+A word is a run of letters, with their marks, and digits of any script in lower case, with apostrophes inside (`don't`, `king's`), in
+Unicode's composed form (NFC), so that one word has one spelling; the Han characters and kana of texts that put no spaces between
+words are words one by one. Everything else (punctuation, spaces, case) is lost, and so are rare words, which become `<unk>`: `decode`
+gives words with spaces between them, and not the text. Bits per byte of such tokens would leave out what was lost, so objectives that
+score a text must not use them.
 """
 
 import collections
+import functools
 import pathlib
 import re
+import sys
+import unicodedata
 from collections.abc import Iterable
 
 import numpy as np
@@ -18,14 +22,28 @@ from lm.data.tokenizers import Tokenizer
 from lm.errors import DataError
 
 _ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # kana and Han
-_WORD = re.compile(rf"[{_ALONE}]|[^\W_{_ALONE}]+(?:'[^\W_{_ALONE}]+)*")
 _UNKNOWN = "<unk>"
 _SPECIAL = 3  # pad, bos and eos; then <unk>, then the words
 
 
+@functools.cache
+def _word() -> re.Pattern:
+    """Matches a word. A letter may have marks (vowel signs of Indic scripts, points of Hebrew), which `re` takes for no part of a word."""
+    ranges = []
+    for mark in (i for i in range(sys.maxunicode + 1) if unicodedata.category(chr(i)).startswith("M")):
+        if not ranges or mark > ranges[-1][1] + 1:
+            ranges.append([mark, mark])
+        ranges[-1][1] = mark
+    marks = "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
+    letters = rf"[^\W_{_ALONE}]"
+    # Most words end before a character below U+0300, where no marks are: looking at that first halves the time.
+    part = f"{letters}+(?:(?=[\u0300-\U0010ffff])[{marks}]+{letters}*)*"
+    return re.compile(f"[{_ALONE}]|{part}(?:'{part})*")
+
+
 def split_words(text: str) -> list[str]:
     """The words of a text, in its order."""
-    return _WORD.findall(text.lower().replace("\u2019", "'"))
+    return _word().findall(unicodedata.normalize("NFC", text.lower()).replace("\u2019", "'"))
 
 
 class WordTokenizer(Tokenizer):

@@ -23,17 +23,19 @@ def translator_of(workdir, step: int | None = None) -> tuple[Run, Translator, in
     return run, Translator(run.model, params, run.tokenizer, run.objective.source_tokenizer), step
 
 
-def pairs_of(run: Run, split: str, limit: int) -> list[tuple[str, str]]:
-    """The first `limit` pairs of texts of a split (0 is all) whose source fits the model."""
+def pairs_of(run: Run, split: str, limit: int) -> tuple[list[tuple[str, str]], int]:
+    """(the first `limit` pairs of texts of a split (0 is all) whose source fits the model, how many of the split do not fit)."""
     prepared = run.prepare(", or use --input=FILE")
-    most, found = run.model.max_positions or run.config.data.context, []
+    most, found, left_out = run.model.max_positions or run.config.data.context, [], 0
     for store in prepared.pair_stores(split):
-        fitting = np.flatnonzero(np.diff(store.source.offsets) <= most)
+        fits = np.diff(store.source.offsets) <= most
+        left_out += int(np.count_nonzero(~fits))
+        fitting = np.flatnonzero(fits)
         fitting = fitting[: limit - len(found)] if limit else fitting
         sides = [[tokenizer.decode(tokens[:-1]) for tokens in side.read_documents(fitting)]
                  for side, tokenizer in ((store.source, prepared.source_tokenizer), (store.target, prepared.tokenizer))]
         found += zip(*sides, strict=True)
-    return found
+    return found, left_out
 
 
 def score(workdir, split: str = "validation", limit: int = 0, beams: int = 4, alpha: float = 0.6, tokenize: str = "13a",
@@ -42,7 +44,7 @@ def score(workdir, split: str = "validation", limit: int = 0, beams: int = 4, al
     if limit < 0:
         raise ConfigError(f"limit={limit} is not allowed: it is a number of pairs, or 0 for all")
     run, translator, step = translator_of(workdir, step)
-    pairs = pairs_of(run, split, limit)
+    pairs, left_out = pairs_of(run, split, limit)
     if not pairs:
         raise DataError(f"the {split} split has no pair that fits data.context={run.config.data.context}")
     references = [target for _, target in pairs]
@@ -52,8 +54,8 @@ def score(workdir, split: str = "validation", limit: int = 0, beams: int = 4, al
     start = time.perf_counter()
     translations = [found.text for found in translator([source for source, _ in pairs], beams=beams, alpha=alpha)]
     seconds = time.perf_counter() - start
-    result = {"bleu": bleu(translations, references, tokenize), "pairs": len(pairs), "split": split, "step": step, "beams": beams,
-              "alpha": alpha, "tokenize": tokenize, "seconds": round(seconds, 1)}
+    result = {"bleu": bleu(translations, references, tokenize), "pairs": len(pairs), "left_out": left_out, "split": split, "step": step,
+              "beams": beams, "alpha": alpha, "tokenize": tokenize, "seconds": round(seconds, 1)}
     if not run.tokenizer.lossless:
         result["tokenizer_lossless"] = False  # references are what its tokens say, not the text itself
     write_json(run.workdir / "scores" / "translation.json", result)

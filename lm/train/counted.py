@@ -107,7 +107,7 @@ def export_arpa(workdir, file: str, step: int | None = None) -> dict:
     if not isinstance(opened.model, ngram.NGramModel):
         raise ConfigError(f"{workdir} has model.name={opened.config.model.name}: only n-grams have ARPA files")
     fitted = opened.model.of(opened.parameters(step=step)[0])
-    ngram.write_arpa(fitted, file, ngram.pieces_of(opened.tokenizer))
+    ngram.write_arpa(fitted, file, _words(opened.tokenizer))
     return {"file": str(file), "order": fitted.order, "ngrams": fitted.sizes}
 
 
@@ -120,8 +120,16 @@ def import_arpa(config, workdir, file: str) -> dict:
         job, start = set_up(config, workdir), time.perf_counter()
         if job.config.train.steps in job.tables.steps():
             raise ConfigError(f"{workdir} has tables already: use another --workdir")
-        read = ngram.read_arpa(file, ngram.pieces_of(job.prepared.tokenizer))
+        read = ngram.read_arpa(file, _words(job.prepared.tokenizer))
         if read.order != config.model.order:
             raise ConfigError(f"{file} is of order {read.order}: set model.order={read.order}, not {config.model.order}")
         job.settle(read.tables, 0, time.perf_counter() - start)
     return {"file": str(file), "order": read.order, "ngrams": read.sizes}
+
+
+def _words(tokenizer) -> list[str]:
+    """What an ARPA file calls the ids of a tokenizer. ConfigError for one that begins and ends documents with one token."""
+    if tokenizer.bos_id == tokenizer.eos_id:
+        raise ConfigError("ARPA files, and what reads them, need <s> and </s>, and this tokenizer has one token for both: use a "
+                          "data.tokenizer that has two, such as bytebpe")
+    return ngram.pieces_of(tokenizer)

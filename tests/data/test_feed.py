@@ -118,7 +118,7 @@ def test_documents_are_those_whose_tokens_are_in_the_batch():
 def test_text_shorter_than_a_row_is_refused():
     store = store_of("a", 2)
     TrainingData([store], (1.0,), store.num_tokens, 1, 0)
-    with pytest.raises(DataError, match=r"fewer than one row of data.context"):
+    with pytest.raises(DataError, match=r"fewer than the \d+ of one row: use more text or a smaller data.context"):
         TrainingData([store], (1.0,), store.num_tokens + 1, 1, 0)
 
 

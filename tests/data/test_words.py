@@ -23,8 +23,12 @@ TEXTS = ["The cat saw the dog.", "the DOG saw a bird; the bird flew", "cat"]
     ("\u6211\u7231NLP\u3002\u3053\u3093", ["\u6211", "\u7231", "nlp", "\u3053", "\u3093"]),
     ("\u00c9t\u00e9 \u0421\u043b\u043e\u0432\u043e \u0395\u03bd", ["\u00e9t\u00e9", "\u0441\u043b\u043e\u0432\u043e", "\u03b5\u03bd"]),
     ("\U00020000\U00020001 \t\n--", ["\U00020000", "\U00020001"]),
+    ("\u0939\u093f\u0928\u094d\u0926\u0940 \u092d\u093e\u0937\u093e", ["\u0939\u093f\u0928\u094d\u0926\u0940", "\u092d\u093e\u0937\u093e"]),
+    ("\u05e9\u05c1\u05b8\u05dc\u05d5\u05b9\u05dd", ["\u05e9\u05b8\u05c1\u05dc\u05d5\u05b9\u05dd"]),  # the order of marks is NFC's
+    ("CAFE\u0301 caf\u00e9 \u0301x", ["caf\u00e9", "caf\u00e9", "x"]),
     ("", []),
-], ids=["apostrophes", "quotes", "digits", "Han and kana", "other alphabets", "rare Han", "nothing"])
+], ids=["apostrophes", "quotes", "digits", "Han and kana", "other alphabets", "rare Han", "vowel signs",
+        "points", "one spelling", "nothing"])
 def test_what_a_word_is(text, words):
     assert split_words(text) == words
 

@@ -25,15 +25,19 @@ def workdir(tmp_path_factory):
 
 def test_the_pairs_of_a_split_are_texts_that_fit(workdir):
     run, _, _ = scoring.translator_of(workdir)
-    pairs = [pair for split in ("train", "validation") for pair in scoring.pairs_of(run, split, 0)]
+    found = [scoring.pairs_of(run, split, 0) for split in ("train", "validation")]
+    pairs = [pair for some, _ in found for pair in some]
     assert len(pairs) == 60 and all(source == target[1:] + target[0] for source, target in pairs)
-    assert scoring.pairs_of(run, "train", 3) == scoring.pairs_of(run, "train", 0)[:3]
+    assert sum(left_out for _, left_out in found) == 5
+    assert scoring.pairs_of(run, "train", 3) == (found[0][0][:3], found[0][1])
 
 
 def test_bleu_is_kept_in_the_run(workdir):
     pytest.importorskip("sacrebleu", reason="BLEU NOT CHECKED: pip install -e '.[translate]'")
     result, shown = scoring.score(workdir, limit=4, beams=2)
     assert json.loads((workdir / "scores" / "translation.json").read_text()) == result
+    assert result["left_out"] == scoring.pairs_of(scoring.translator_of(workdir)[0], "validation", 0)[1]
+    assert "tokenizer_lossless" not in result
     assert result["pairs"] == len(shown) == 4 and 0 <= result["bleu"] <= 100
 
 

@@ -90,6 +90,15 @@ def test_what_does_not_fit_is_refused(config, trained, tmp_path):
         train(configs.override(config, {"train.steps": "1e9 flops"}), tmp_path / "b")
 
 
+def test_an_arpa_file_needs_two_tokens_where_a_tokenizer_has_one(trained, tmp_path, monkeypatch):
+    opened = open_run(trained[0])
+    monkeypatch.setattr(type(opened.tokenizer), "bos_id", opened.tokenizer.eos_id)
+    monkeypatch.setattr("lm.train.counted.run.open_run", lambda _: opened)
+    with pytest.raises(ConfigError, match=r"one token for both: use a data.tokenizer that has two"):
+        export_arpa(trained[0], str(tmp_path / "model.arpa"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_changed_tables_are_an_error_and_none_say_so(tmp_path):
     tables = Tables(tmp_path)
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
