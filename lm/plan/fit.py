@@ -14,6 +14,7 @@ from lm.config.planned import as_text
 from lm.errors import ConfigError, PlanError
 from lm.parallel import Layout, mesh_sizes
 from lm.parallel.layout import row_multiple
+from lm.parallel.sharding import RULES
 from lm.plan import layouts
 from lm.plan.analytic import Bound, limits_of, lower_bound
 from lm.plan.best_first import tell
@@ -122,32 +123,42 @@ def _contexts(config, topology) -> Sizes:
 
 
 def _models(config, topology, mesh) -> Sizes:
-    """Width, feed-forward width and layers grow alike; heads keep their width and as many share their keys (without heads: width)."""
+    """Width, feed-forward width and layers grow alike; heads keep their width and as many share their keys (without heads: width).
+
+    Widths that the mesh cuts into whole parts stay so: a matrix of another width would lie whole on every chip, and a size that
+    does not fit for that reason says nothing of larger ones.
+    """
     model = config.model
     if model.name not in DEEP:
         raise ConfigError(f"--fit=model scales a stack of layers, which model.name={model.name} has not: use --fit=batch")
-    block = mesh["stage"] * config.layout.repeats
+    block, parts = mesh["stage"] * config.layout.repeats, math.prod(mesh[axis] for axis in RULES["width"])
+
+    def unit_of(width: int) -> int:
+        return math.lcm(UNIT, parts if width % parts == 0 else 1)
 
     def scaled(share: float, width: int) -> dict:
         found = {"model.width": width, "model.layers": max(1, round(model.layers * share / block)) * block}
         for leaf in ("ff_width", "embedding_width"):
             if getattr(model, leaf):
-                found[f"model.{leaf}"] = max(1, round(model[leaf] * share / UNIT)) * UNIT
+                unit = unit_of(model[leaf])
+                found[f"model.{leaf}"] = max(1, round(model[leaf] * share / unit)) * unit
         if model.encoder_layers:
             found["model.encoder_layers"] = max(1, round(model.encoder_layers * share))
         return found
 
     if model.name not in TRANSFORMERS + ENCODERS + ENCODER_DECODER:
-        unit = UNIT * mesh["tensor"]
+        unit = math.lcm(UNIT * mesh["tensor"], unit_of(model.width))
         return Sizes(config, topology, lambda number: scaled(number * unit / model.width, number * unit), f"width, by {unit:,}")
     group = model.heads // (model.kv_heads or model.heads)
     unit, head_width = group * mesh["tensor"], model.head_width or model.width // model.heads
-    exact = head_width * model.heads == model.width
+    exact, width_unit = head_width * model.heads == model.width, unit_of(model.width)
+    if exact and model.width % parts == 0:
+        unit = math.lcm(unit, parts // math.gcd(parts, head_width))
 
     def values(number):
         heads = number * unit
         share = heads / model.heads
-        width = heads * head_width if exact else max(1, round(model.width * share / UNIT)) * UNIT
+        width = heads * head_width if exact else max(1, round(model.width * share / width_unit)) * width_unit
         keys = {"model.kv_heads": heads // group} if model.kv_heads else {}
         return scaled(share, width) | {"model.heads": heads, "model.head_width": 0 if exact else head_width} | keys
 

@@ -83,6 +83,19 @@ def test_models_grow_in_width_and_depth_alike():
     assert configs.to_json(sizes.config(2)) == configs.to_json(config)
 
 
+@pytest.mark.parametrize("name", ["transformer", "lstm"])
+def test_widths_that_the_mesh_cuts_into_whole_parts_stay_so(name):
+    large = topology.parse("v5e:16x16")
+    heads = {"model.heads": "32", "model.ff_width": "11008"} if name == "transformer" else {}
+    given = {"model.name": name, "model.width": "4096", "model.layers": "32", "data.context": "64", "data.global_batch": "256",
+             "mesh.replica": "1", "mesh.fsdp": "16", "mesh.fsdp_outer": "16"} | heads
+    config = configs.validate(configs.override(configs.default(), given))
+    sizes = fit.sizes_of(config, large, "model")
+    models = [sizes.config(number).model for number in range(1, 25)]
+    assert [model.width for model in models] == list(range(256, 256 * 25, 256))
+    assert all(model.ff_width % 256 == 0 for model in models) and all(model.heads * 128 == model.width for model in models if heads)
+
+
 def test_recurrent_models_grow_by_units():
     values = {"model.name": "lstm", "model.width": "256", "model.layers": "2"}
     config = configs.validate(configs.override(configs.default(), values))
