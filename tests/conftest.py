@@ -46,6 +46,7 @@ class Skipped:
 
 
 def pytest_configure(config):
-    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    options = config.option
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not options.keyword and options.markexpr == "not slow"
     if whole and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Skipped(config.cache))
