@@ -4,7 +4,7 @@
 #   scripts/test.sh tests/test_run.py -k name  some tests, on one: few end before a second process has imported everything
 #   scripts/test.sh -m slow                    the slow ones
 #   scripts/test.sh --parity                   installs what we compare with (PyTorch, transformers, KenLM, ...) and the TPU compiler, and
-#                                              runs what needs it: after a run of everything what that has skipped, else whole files
+#                                              runs those tests
 #   scripts/test.sh --notebooks                installs what notebooks need, and executes each of notebooks/ from its first cell to its last
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
@@ -20,14 +20,7 @@ if [ "${1:-}" = --parity ]; then
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[parity,plan]'
     # Of g2p-en the weights alone are read; what it would bring along downloads data when it is imported.
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps g2p-en==2.1.0
-    skipped=.pytest_cache/v/lm/skipped  # (see tests/conftest.py); names get old, so that they are used once
-    if [ -f "$skipped" ]; then
-        mapfile -t comparing < <(.venv/bin/python -c 'import json, sys; print(*json.load(open(sys.argv[1])), sep="\n")' "$skipped"
-            grep --recursive --files-with-matches --extended-regexp '^(\S+ = )?pytest.importorskip' --include='test_*.py' tests)
-        rm "$skipped"
-    else
-        mapfile -t comparing < <(grep --recursive --files-with-matches importorskip --include='test_*.py' tests)
-    fi
+    mapfile -t comparing < <(grep --recursive --files-with-matches importorskip --include='test_*.py' tests)
     set -- "${workers[@]}" "${comparing[@]}" "$@"
 fi
 if [ "${1:-}" = --notebooks ]; then

@@ -29,24 +29,3 @@ def cache_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     os.environ["LM_CACHE"] = str(folder)
     return folder
-
-
-class Skipped:
-    """Keeps the names of the tests that a run of all of them has skipped, which is how `scripts/test.sh --parity` knows what is left."""
-
-    def __init__(self, cache):
-        self.cache, self.names = cache, set()
-
-    def pytest_runtest_logreport(self, report):
-        if report.skipped:
-            self.names.add(report.nodeid)
-
-    def pytest_sessionfinish(self):
-        self.cache.set("lm/skipped", sorted(self.names))
-
-
-def pytest_configure(config):
-    options = config.option
-    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not options.keyword and options.markexpr == "not slow"
-    if whole and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Skipped(config.cache))
