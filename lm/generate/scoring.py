@@ -28,9 +28,9 @@ def pairs_of(run: Run, split: str, limit: int) -> tuple[list[tuple[str, str]], i
     prepared = run.prepare(", or use --input=FILE")
     most, found, left_out = run.model.max_positions or run.config.data.context, [], 0
     for store in prepared.pair_stores(split):
-        fits = np.diff(store.source.offsets) <= most
-        left_out += int(np.count_nonzero(~fits))
-        fitting = np.flatnonzero(fits)
+        sizes = np.diff(store.source.offsets)
+        fitting = np.flatnonzero(sizes <= most)
+        left_out += len(sizes) - len(fitting)
         fitting = fitting[: limit - len(found)] if limit else fitting
         sides = [[tokenizer.decode(tokens[:-1]) for tokens in side.read_documents(fitting)]
                  for side, tokenizer in ((store.source, prepared.source_tokenizer), (store.target, prepared.tokenizer))]

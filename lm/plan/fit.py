@@ -133,27 +133,28 @@ def _models(config, topology, mesh) -> Sizes:
         raise ConfigError(f"--fit=model scales a stack of layers, which model.name={model.name} has not: use --fit=batch")
     block, parts = mesh["stage"] * config.layout.repeats, math.prod(mesh[axis] for axis in RULES["width"])
 
-    def unit_of(width: int) -> int:
-        return math.lcm(UNIT, parts if width % parts == 0 else 1)
+    def cuts(width: int) -> int:
+        return parts if width % parts == 0 else 1
 
     def scaled(share: float, width: int) -> dict:
         found = {"model.width": width, "model.layers": max(1, round(model.layers * share / block)) * block}
         for leaf in ("ff_width", "embedding_width"):
             if getattr(model, leaf):
-                unit = unit_of(model[leaf])
+                unit = math.lcm(UNIT, cuts(model[leaf]))
                 found[f"model.{leaf}"] = max(1, round(model[leaf] * share / unit)) * unit
         if model.encoder_layers:
             found["model.encoder_layers"] = max(1, round(model.encoder_layers * share))
         return found
 
     if model.name not in TRANSFORMERS + ENCODERS + ENCODER_DECODER:
-        unit = math.lcm(UNIT * mesh["tensor"], unit_of(model.width))
+        unit = math.lcm(UNIT * mesh["tensor"], cuts(model.width))
         return Sizes(config, topology, lambda number: scaled(number * unit / model.width, number * unit), f"width, by {unit:,}")
     group = model.heads // (model.kv_heads or model.heads)
     unit, head_width = group * mesh["tensor"], model.head_width or model.width // model.heads
-    exact, width_unit = head_width * model.heads == model.width, unit_of(model.width)
-    if exact and model.width % parts == 0:
-        unit = math.lcm(unit, parts // math.gcd(parts, head_width))
+    exact, whole = head_width * model.heads == model.width, cuts(model.width)
+    width_unit = math.lcm(UNIT, whole)
+    if exact:
+        unit = math.lcm(unit, whole // math.gcd(whole, head_width))
 
     def values(number):
         heads = number * unit

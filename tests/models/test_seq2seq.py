@@ -355,6 +355,7 @@ def pairs(sources, targets):
 SLOW = pytest.mark.slow
 
 
+# luong_dot, which reads from the left alone, mistakes a few words of repeated letters at a width of 48, after 3,200 steps too.
 @pytest.mark.parametrize(("cell", "attention", "bidirectional", "width", "steps"), [
     ("lstm", "luong", True, 48, 400), pytest.param("lstm", "bahdanau", True, 48, 400, marks=SLOW),
     pytest.param("gru", "bahdanau", False, 48, 800, marks=SLOW), pytest.param("gru", "luong", True, 48, 800, marks=SLOW),
