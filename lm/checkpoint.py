@@ -13,6 +13,7 @@ import itertools
 import json
 import pathlib
 import re
+import shutil
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -56,18 +57,25 @@ class Checkpoints:
             self._manager = None
             return
         policies = [keep_policies.LatestN(keep)] + ([keep_policies.EveryNSteps(keep_every)] if keep_every else [])
-        # What a killed or failed save has left is of no use, and would fill the disk in time.
         policy = keep_policies.AnyPreservationPolicy(policies)
         # Where processes are named, Orbax has them meet without a program on the devices, which must not run beside a step.
         everyone = ocp.options.MultiprocessingOptions(active_processes=set(range(jax.process_count())))
         # A folder that cannot be made is an error at once; made in yet another thread, it would leave some that wait for it for minutes.
         folders_first = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True, create=False,
-                                               multiprocessing_options=everyone, async_options=folders_first)
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, create=False, multiprocessing_options=everyone,
+                                               async_options=folders_first)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         with writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.directory, options=options)
+        # Before the first save, and over when `close` returns: Orbax's own cleaning goes on beyond that, and meets that of the next.
+        self._cleaning = self._thread.submit(self._clean)
+
+    def _clean(self):
+        """Removes what killed or failed saves have left, which is of no use and would fill the disk in time."""
+        if processes.is_first():
+            for folder in sorted(self.directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*")):
+                shutil.rmtree(folder)
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, rising."""
@@ -84,6 +92,7 @@ class Checkpoints:
     def _write(self, step, items, meta):
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         try:
+            self._cleaning.result()
             self._manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)), force=True)
             self._manager.wait_until_finished()
             self._manager.check_for_errors()

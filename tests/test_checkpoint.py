@@ -343,8 +343,27 @@ def test_what_a_killed_save_leaves_is_no_checkpoint(tmp_path):
         warnings.simplefilter("error", UserWarning)
         assert checkpoints.restore({"params": abstract()}).step == 1
     checkpoints.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1"], "it would fill the disk in time"
+
+
+def test_cleaning_is_over_when_the_checkpoints_are_closed(tmp_path):
+    """Or that of the next ones meets it, and the first of their saves fails."""
+    for number in range(300):
+        (tmp_path / f"{number}.orbax-checkpoint-tmp-123" / "params").mkdir(parents=True)
+    Checkpoints(tmp_path).close()
+    assert not list(tmp_path.iterdir())
     write(tmp_path, 3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"], "it would fill the disk in time"
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]
+
+
+def test_what_cannot_be_cleaned_is_said_by_the_first_save(tmp_path, monkeypatch):
+    (tmp_path / "2.orbax-checkpoint-tmp-123").mkdir()
+    monkeypatch.setattr("shutil.rmtree", lambda folder: (_ for _ in ()).throw(PermissionError(13, "Permission denied", str(folder))))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, {"params": state(3)}, {})
+    with pytest.raises(CheckpointError, match=r"failed \(.*Permission denied: .*2.orbax-checkpoint-tmp-123'\): free space or mend"):
+        checkpoints.wait()
+    checkpoints.close()
 
 
 @pytest.fixture
