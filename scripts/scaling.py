@@ -41,8 +41,8 @@ def parser_of() -> cli.Parser:
     add("--workdir", help="work directory of the ladder")
     add("--workers", type=int, metavar="N", help="processes that train at once on this machine (default: 1)")
     add("--retry", action="store_true", default=None, help="try again what failed")
-    add("--measure", choices=("nats_per_token", "bits_per_byte"), default="nats_per_token", help="the loss of a run")
-    add("--count", choices=("total", "nonembedding", "active"), default="total", help="the parameters of a run that N counts")
+    add("--measure", choices=("nats_per_token", "bits_per_byte"), help="the loss of a run (default: nats_per_token)")
+    add("--count", choices=("total", "nonembedding", "active"), help="the parameters of a run that N counts (default: total)")
     add("--hold_out", metavar="largest|none|FLOPS", default="largest", help="what is predicted from the rest (default: the largest budget)")
     add("--loss", type=float, metavar="L", help="compare families at this loss alone, not over all losses that both reach")
     add("--resamples", type=int, metavar="N", default=400, help="resamples behind each interval (default: 400)")
@@ -54,6 +54,7 @@ def main(argv):
     """Entry point."""
     arguments, overrides = parser_of().parse_with_overrides(argv)
     check_flags(arguments, overrides)
+    measure, count = arguments.measure or "nats_per_token", arguments.count or "total"
     # Fits are of a few numbers: threads of BLAS, which would help large matrices, make them ten times slower.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     missing, notes = [], []
@@ -65,12 +66,12 @@ def main(argv):
         from lm.compare import ladder
 
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # shapes alone are asked for
-        points = ladder.of_runs([arguments.runs], arguments.measure, arguments.count)
+        points = ladder.of_runs([arguments.runs], measure, count)
     else:
-        points, missing, notes = trained(arguments, overrides)
+        points, missing, notes = trained(arguments, overrides, measure, count)
         if points is None:
             return 0
-    report(arguments, points, missing, notes)
+    report(arguments, points, "loss" if arguments.points else measure.replace("_", " "), missing, notes)
     return 0
 
 
@@ -83,6 +84,9 @@ def check_flags(arguments, overrides):
         for name in ("config", *LADDER):
             if getattr(arguments, name) is not None:
                 raise ConfigError(f"--{name} is of a ladder that is trained, in --workdir: leave it out with --{sources[0]}")
+        for name in ("measure", "count") if arguments.points else ():
+            if getattr(arguments, name) is not None:
+                raise ConfigError(f"--{name} says what is read of runs, and points of a file are as they are: leave it out with --points")
     elif arguments.config and not arguments.budgets:
         raise ConfigError("--config needs --budgets: training FLOPs of a run, such as --budgets=1e11,3e11,1e12")
     if arguments.workdir and not arguments.config:
@@ -108,7 +112,7 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def trained(arguments, overrides):
+def trained(arguments, overrides, measure: str, count: str):
     """(points of a ladder, what is missing, notes) after it is trained; (None, ..., ...) where a signal ended that before."""
     from lm.compare import ask as asks
     from lm.compare import ladder, sweep
@@ -125,14 +129,14 @@ def trained(arguments, overrides):
     if arguments.retry:
         sweep.retry(arguments.workdir)
     planned = sweep.open_sweep(arguments.workdir)
-    check_one_text({arm.name: arm.config for arm in planned.arms}, arguments.measure == "nats_per_token")  # before they are trained
+    check_one_text({arm.name: arm.config for arm in planned.arms}, measure == "nats_per_token")  # before they are trained
     print(cli.table(sweep.table(arguments.workdir)), flush=True)
     with sweep.Supervisor(planned, arguments.workers or 1, lambda line: print(line, flush=True)) as supervisor:
         if not supervisor.run():
             cli.print_result({"sweep": arguments.workdir, "finished": False})
             return None, [], []
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    points, missing = ladder.gather(arguments.workdir, arguments.measure, arguments.count)
+    points, missing = ladder.gather(arguments.workdir, measure, count)
     return points, missing, notes_of(arguments.workdir)
 
 
@@ -157,13 +161,12 @@ def notes_of(workdir) -> list[str]:
     return notes
 
 
-def report(arguments, points, missing: list[str], notes: list[str]):
-    """Fits the points, prints the page and writes the files."""
+def report(arguments, points, unit: str, missing: list[str], notes: list[str]):
+    """Fits the points, whose loss is in a unit, prints the page and writes the files."""
     from lm.compare import points as files
     from lm.compare import scaling
     from lm.data.files import atomic_file, write_json
 
-    unit = "loss" if arguments.points else arguments.measure.replace("_", " ")
     result = scaling.analyse(points, arguments.hold_out, arguments.resamples, loss=arguments.loss)
     result |= {"measure": unit, "missing": missing, "notes": notes}
     parts = [scaling.page(result, unit), *(f"note: {note}" for note in notes)]

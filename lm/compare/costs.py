@@ -46,10 +46,11 @@ def costs(run: Run, lines: list[dict]) -> dict | None:
     """What the train lines of a run's metrics say that it cost; None where there are none.
 
     {"parameters", "tokens", "flops" of training by the objective's account (0 for counted models), "seconds" in steps, "wall_seconds",
-    "tokens_per_second" and "mfu" (see `speed`)}.
+    "tokens_per_second" and "mfu" (see `speed`), and "together": how many seeds
+    shared the device's time (1: the run had it alone)}.
     """
     if not lines:
         return None
     return {"parameters": parameters_of(run, lines), "tokens": lines[-1]["tokens"],
             "flops": run.objective.train_flops(run.model) * lines[-1]["tokens"], "seconds": stepping_seconds(lines),
-            "wall_seconds": lines[-1]["seconds"], **speed(lines)}
+            "wall_seconds": lines[-1]["seconds"], **speed(lines), "together": lines[-1].get("together", 1)}

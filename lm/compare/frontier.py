@@ -2,7 +2,8 @@
 
 A family's frontier is L(C) = E + c C^-g (Kaplan et al. 2020, with Henighan et al. 2020's irreducible loss), through the minima of its
 isoFLOP parabolas where at least three budgets have one inside the ladder, else through the lower envelope of its points, by least squares
-of log residuals. Two frontiers are compared only at losses that both reach.
+of log residuals. Two frontiers are compared only at losses that both reach. Where the best size of a budget lies outside the ladder its
+best run is worse than the family can do: of such budgets alone no frontier is made, and an envelope with some says so.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ _LOSSES = 21
 @dataclasses.dataclass(frozen=True)
 class Frontier:
     """A frontier: the `flops` and `loss` [points] that it goes through, `solution` [log E, log c, g], and draws of it [resamples, 3], NaN
-    where a resample has no frontier."""
+    where a resample has no frontier; of an envelope how many `budgets` have a parabola and of these one with its minimum `outside`."""
 
     family: str
     method: str
@@ -34,6 +35,8 @@ class Frontier:
     solution: np.ndarray
     draws: np.ndarray
     level: float
+    outside: int = 0
+    budgets: int = 0
 
     def predict(self, flops) -> np.ndarray:
         """The loss that so many FLOPs reach."""
@@ -74,7 +77,8 @@ class Advantage:
 
 
 def fit(points: Points, resamples: int = RESAMPLES, seed: int = 0, level: float = statistics.LEVEL) -> Frontier:
-    """The frontier of one family's points. DataError where fewer than three points are on it.
+    """The frontier of one family's points. DataError where fewer than three points are on it, or no budget that has a parabola has its
+    best size among those trained.
 
     Draws are those of the parabolas; of an envelope, of seeds where each size and length has several, else of points, which is rough: a
     lowest point that is not drawn is missed.
@@ -82,8 +86,15 @@ def fit(points: Points, resamples: int = RESAMPLES, seed: int = 0, level: float 
     family = points.families[0]
     if len(points.families) > 1:
         raise DataError(f"a frontier is of one family, and the points are of {', '.join(points.families)}: fit each of them alone")
-    if minima := _minima(points, resamples, seed, level):
-        method, (flops, loss, drawn) = MINIMA, minima
+    parabolas = _parabolas(points, resamples, seed, level)
+    minima = parabolas.minima() if parabolas else []
+    inside = sum(minimum.where == isoflop.INSIDE for minimum in minima)
+    if minima and not inside:
+        where = " or ".join(dict.fromkeys(minimum.where for minimum in minima))
+        raise DataError(f"no budget of {family or 'the points'} has its best size among those trained ({where}): what sizes at the edge "
+                        "reach is not what the family does; train more sizes there")
+    if inside >= _LEAST:
+        method, (flops, loss, drawn) = MINIMA, parabolas.frontier()
         samples = [(flops, losses) for losses in drawn]
     else:
         method, (flops, loss), samples = ENVELOPE, envelope(points), _envelopes(points, resamples, seed)
@@ -92,7 +103,8 @@ def fit(points: Points, resamples: int = RESAMPLES, seed: int = 0, level: float 
                         "budgets")
     solution = PowerSum(flops[:, None], loss, np.inf).fit()
     draws = [_refit(some, losses, solution) for some, losses in samples]
-    return Frontier(family, method, flops, loss, solution, np.reshape(draws, (len(draws), 3)), level)
+    outside = len(minima) - inside if method == ENVELOPE else 0
+    return Frontier(family, method, flops, loss, solution, np.reshape(draws, (len(draws), 3)), level, outside, len(minima))
 
 
 def _refit(flops: np.ndarray, losses: np.ndarray, solution: np.ndarray) -> np.ndarray:
@@ -144,11 +156,21 @@ def _ratio(log: float, draws: np.ndarray, level: float) -> Estimate:
 def _sentence(a: Frontier, b: Frontier, ratio: Estimate, losses: np.ndarray) -> str:
     where = f"a loss of {losses[0]:.4g}" if len(losses) == 1 else f"the same loss, from {losses[-1]:.4g} down to {losses[0]:.4g}"
     if ratio.low is None and ratio.high is None:
-        return f"{b.family} needs {_times(ratio.value)}x the compute of {a.family} for {where} (the points leave the interval open)"
+        told = f"{b.family} needs {_times(ratio.value)}x the compute of {a.family} for {where} (the points leave the interval open)"
+        return told + _outside(a, "more") + _outside(b, "less")
     told = f"{b.family} needs {_times(ratio.value)}x [{_times(ratio.low)}, {_times(ratio.high)}] the compute of {a.family} for {where}"
     if None in (ratio.low, ratio.high):
         told += f" (the points leave the {'lower' if ratio.low is None else 'upper'} end of the interval open)"
-    return told if (ratio.low or 0) > 1 or (ratio.high or np.inf) < 1 else f"{told}; which needs less is open"
+    told += "" if (ratio.low or 0) > 1 or (ratio.high or np.inf) < 1 else "; which needs less is open"
+    return told + _outside(a, "more") + _outside(b, "less")
+
+
+def _outside(frontier: Frontier, ratio: str) -> str:
+    """That sizes were missing at some budgets, and that the ratio would be `more` or `less` with them."""
+    if not frontier.outside:
+        return ""
+    return (f"; {frontier.outside} of the {frontier.budgets} budgets of {frontier.family} have their best size outside those trained: with "
+            f"it the ratio would be {ratio}")
 
 
 def _times(ratio: float | None) -> str:
@@ -156,13 +178,12 @@ def _times(ratio: float | None) -> str:
     return "open" if ratio is None else f"{ratio:.2f}" if 0.1 <= ratio < 1000 else f"{ratio:.3g}"
 
 
-def _minima(points: Points, resamples: int, seed: int, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """(FLOPs, losses, draws of losses) of enough minima inside the ladder, or None."""
+def _parabolas(points: Points, resamples: int, seed: int, level: float) -> isoflop.IsoFlop | None:
+    """The parabolas of the points; None where no budget has the sizes for one."""
     try:
-        found = isoflop.fit(points, resamples, seed, level).frontier()
+        return isoflop.fit(points, resamples, seed, level)
     except DataError:
-        return None  # no budget has the sizes for a parabola
-    return found if len(found[0]) >= _LEAST else None
+        return None
 
 
 def _envelopes(points: Points, resamples: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:

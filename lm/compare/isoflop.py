@@ -129,6 +129,8 @@ def _parabola(flops: float, points: Points) -> Parabola:
     centre = float(logs.mean())
     design = np.stack([np.ones(len(logs)), logs - centre, (logs - centre) ** 2], axis=1)
     coefficients, *_ = np.linalg.lstsq(design, points.loss, rcond=None)
+    if np.ptp(points.loss) <= 8 * np.finfo(float).eps * points.loss.max():
+        coefficients = np.array([points.loss.mean(), 0.0, 0.0])  # else rounding bends what is straight
     residuals = points.loss - design @ coefficients
     spread = np.linalg.inv(np.linalg.qr(design, mode="r"))
     return Parabola(flops, points, logs - centre, centre, coefficients, spread, float(residuals @ residuals))

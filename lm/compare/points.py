@@ -115,11 +115,16 @@ def of_rows(rows: Iterable[dict], whence: str = "points") -> Points:
 def read(path: str | pathlib.Path) -> Points:
     """The points of a CSV or JSON file. DataError when it cannot be read or a row lacks something."""
     try:
-        text = pathlib.Path(path).read_text(encoding="utf-8")
+        text = pathlib.Path(path).read_text(encoding="utf-8-sig")  # spreadsheets begin a file with a mark of its encoding
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error}): {_FORM}") from error
     if pathlib.Path(path).suffix != ".json":
-        return of_rows(csv.DictReader(io.StringIO(text), skipinitialspace=True), str(path))
+        rows = list(csv.DictReader(io.StringIO(text), skipinitialspace=True))
+        long = next((number for number, row in enumerate(rows, 1) if None in row), None)
+        if long:
+            raise DataError(f"{path}, point {long} has more cells than the header has names: use no comma within a number, and a name for "
+                            "each column")
+        return of_rows(rows, str(path))
     try:
         rows = json.loads(text)
     except ValueError as error:

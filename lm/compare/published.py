@@ -26,7 +26,7 @@ TUNED = "tuned"
 _ASK = ("configs", "references", "budget", "tokens", "sizes", "seeds", "tune", "prompts", "suites", "together")
 _SCORE = ("seed", "run", "hash", "commit", "machine", "bits_per_byte", "nats_per_token", "stderr", "tokens", "bytes", "documents",
           "diverged", "memory_bytes", "task")
-_TRAIN = ("parameters", "tokens", "seconds", "tokens_per_second", "mfu", "flops")
+_TRAIN = ("parameters", "tokens", "seconds", "tokens_per_second", "mfu", "flops", "together")
 _RUN = ("name", "family", "objective", "parameters", "tokens", "flops", "seconds", "bits_per_byte", "stderr", "seed", "commit", "machine",
         "hash")
 HEAD = """# Results

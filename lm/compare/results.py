@@ -24,6 +24,8 @@ MOST_POINTS = 240
 MEASURES = {"bits_per_byte": ("bits_per_byte",), "nats_per_token": ("nats_per_token",), "tokens_per_second": ("train", "tokens_per_second"),
             "mfu": ("train", "mfu"), "memory_bytes": ("memory_bytes",), "milliseconds_per_token": ("decode", "milliseconds_per_token"),
             "flops": ("train", "flops"), "seconds": ("train", "seconds"), "tokens": ("train", "tokens")}
+# Of these, what is measured of the steps' time.
+TIMED = tuple(MEASURES[name] for name in ("tokens_per_second", "mfu", "seconds"))
 
 
 def gather(workdir) -> dict:
@@ -52,18 +54,18 @@ def gather(workdir) -> dict:
 
 
 def summarise(found: dict) -> dict:
-    """`found`, with what follows from its scores: a "summary" of each arm, "differences" of each other arm from the baseline, "pairs" of
-    all arms that keep to the budget (each corrected for how many they are, by Holm), and the "verdict"."""
-    arms = [arm | {"summary": {name: _interval(arm["scores"], path) for name, path in MEASURES.items()}} for arm in found["arms"]]
+    """`found`, with what follows from its scores: a "summary" of each arm, "pairs" of all arms that keep to the budget (corrected for how
+    many they are, by Holm), of these the "differences" of each other arm from the baseline, and the "verdict"."""
+    arms = [arm | {"summary": {name: _interval(_once(arm["scores"], path), path) for name, path in MEASURES.items()}}
+            for arm in found["arms"]]
     named = {arm["name"]: arm for arm in arms if not arm["reference"]}
     bootstraps = {(row["a"], row["b"]): row for row in found.get("bootstrap", [])}
     pairs = [_difference(named[a], named[b], bootstraps.get((a, b))) for a, b in itertools.combinations(named, 2)]
     _correct(pairs)
+    for row in pairs:
+        row["text"] = difference_text(row)
     baseline = next(iter(named), None)
     differences = [pair.copy() for pair in pairs if pair["a"] == baseline]
-    _correct(differences)
-    for row in pairs + differences:
-        row["text"] = difference_text(row)
     return found | {"arms": arms, "pairs": pairs, "differences": differences} | {"verdict": verdict(found, arms, pairs)}
 
 
@@ -132,10 +134,12 @@ def _arm(workdir, name, reference, ask) -> dict:
                                    "commit": environment.get("git"), "machine": machine_of(environment)})
     for file in sorted(root.glob(f"*/*/{FAILED}")):
         if not (file.parent / SCORE).exists() and read_json(file)["fatal"]:  # else it is tried again
-            failed.append({"run": str(file.parent.relative_to(workdir)), "error": read_json(file)["error"]})
+            failed.append({"run": str(file.parent.relative_to(workdir)), "error": read_json(file)["error"],
+                           "diverged": read_json(file).get("diverged", False)})
     tuned = _optional(root / TUNED)
     if tuned and tuned["best"] is None:
-        failed.append({"run": str((root / "tune").relative_to(workdir)), "error": _untuned(tuned)})
+        diverged = all(trial["diverged"] for rung in tuned["rungs"] for trial in rung["trials"])
+        failed.append({"run": str((root / "tune").relative_to(workdir)), "error": _untuned(tuned), "diverged": diverged})
     return {"name": name, "reference": reference, "sized": _optional(root / "sized.json"), "tuned": tuned,
             "untuned": tuned is None and not reference and bool(ask.get("tune")) and _has_rates(root, ask["tune"]["keys"]),
             "scores": scores, "failed": failed}
@@ -182,6 +186,16 @@ def _text(workdir, arms) -> dict | None:
                 return {"source": source if isinstance(source, str) else ", ".join(source), "split": config["eval"]["split"],
                         "bytes": score.get("bytes"), "documents": score.get("documents"), "lossy": lossy}
     return None
+
+
+def _once(scores, path) -> list[dict]:
+    """The scores without those that say again what was measured of seeds trained together: their time is one measurement."""
+    kept, seen = [], set()
+    for score in usable(scores):
+        again = (score.get("train") or {}).get("together", 1) > 1 and path in TIMED and value(score, path) in seen
+        seen.add(value(score, path))
+        kept += [] if again else [score]
+    return kept
 
 
 def _interval(scores, path) -> dict:

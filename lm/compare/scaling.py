@@ -91,7 +91,7 @@ def frontier_of(found: frontier.Frontier) -> dict:
     """A frontier as JSON."""
     return {"method": found.method, "points": [{"flops": float(flops), "loss": float(loss)} for flops, loss in
                                                zip(found.flops, found.loss, strict=True)],
-            "constants": _plain(found.constants())}
+            "constants": _plain(found.constants()), "outside": found.outside, "budgets": found.budgets}
 
 
 def _compared(frontiers: dict, first: str, other: str, loss: float | None) -> dict:
@@ -172,7 +172,10 @@ def _frontier_text(found: dict, measure: str) -> str:
     if "error" in found:
         return f"no frontier: {found['error']}"
     constants = ", ".join(f"{name} {_told(each)}" for name, each in found["constants"].items())
-    return f"frontier L(C) = E + c C^-g, {measure}, through {len(found['points'])} points ({found['method']}): {constants}"
+    told = f"frontier L(C) = E + c C^-g, {measure}, through {len(found['points'])} points ({found['method']}): {constants}"
+    if not found["outside"]:
+        return told
+    return f"{told}; too high at {found['outside']} of {found['budgets']} budgets, whose best size is outside those trained"
 
 
 def _row(title: str, name: str, each: dict) -> dict:

@@ -18,6 +18,8 @@ from lm.errors import ConfigError
 
 # Fewest steps of a budget of seconds: of less, what is measured is how they begin.
 FEWEST_STEPS = 10
+# Most steps of a run: they are counted in 32 bits.
+MOST_STEPS = 2**31 - 1
 # Kinds whose sizes can be kept as they are written.
 KEPT = ("flops", "tokens", "seconds")
 # Keys in the order in which a sentence names them.
@@ -105,7 +107,8 @@ def solve(asked: dict[str, tuple], references: dict[str, tuple] | None = None, b
 
     `tokens` is the length of the arms where the budget is not one of length, by default the first config's own; references get the
     first arm's. Text is prepared by `prepare` (None: counts come from the config alone), step times and memory are measured by
-    `seconds` and `memory`. ConfigError where arms do not share their batches, and where one cannot meet the budget.
+    `seconds` and `memory`. ConfigError where arms do not share their batches, and where one cannot meet the budget;
+    DataError where an arm's evaluation has no text.
     """
     _check_ask(asked, budget, tokens, sizes)
     differing = check_same_data({name: config for name, (_, _, config) in (asked | (references or {})).items()})
@@ -118,7 +121,12 @@ def solve(asked: dict[str, tuple], references: dict[str, tuple] | None = None, b
     arms, shown = arms_of(asked, False), arms_of(references or {}, True)
     for arm in arms:
         _check_family(arm, budget, sizes)
+        if arm.prepared is not None and arm.config.eval.split != "none":
+            arm.prepared.split_stores(arm.config.eval.split)  # that it is empty is not to be found out by each run
     _set_lengths(arms, shown, budget, tokens, sizes, differing, seconds)
+    longest = max((*arms, *shown), key=lambda arm: arm.steps)
+    if longest.steps > MOST_STEPS:
+        raise ConfigError(f"that is {longest.steps:.3g} steps of {longest.name}, and a run has at most {MOST_STEPS:,}: ask for less")
     for number, arm in enumerate(arms):
         _set_sizes(arm, budget, sizes, memory, keeps=number == 0 and tokens is None)
     return [_sized(arm, budget if not arm.reference else None, differing, arms[0]) for arm in (*arms, *shown)]

@@ -216,17 +216,19 @@ def settle(workdir, ask: Ask, arms: Sequence[Arm], outcomes: Mapping[str, Outcom
         if not isinstance(found, tuning.Found):
             continue
         if found.best is None:
+            diverged = set(trial_scores(arm, outcomes).values()) == {tuning.DIVERGED}
             for run in [arm.seed_run(seed) for seed in ask.seeds]:
                 if not outcomes.get(run, Outcome()).over:
-                    fail(pathlib.Path(workdir) / run, "no trial of its tuning has a score: see those in its folder tune", fatal=True)
+                    fail(pathlib.Path(workdir) / run, "no trial of its tuning has a score: see those in its folder tune", True, diverged)
         if not (root / TUNED).exists():
             write_json(root / TUNED, tuned(ask, arm, found, outcomes))
 
 
-def fail(run: pathlib.Path, error: str, fatal: bool):
-    """Writes that an attempt at a run failed; after ATTEMPTS of them, or at once where trying again is no use, it is not tried again."""
+def fail(run: pathlib.Path, error: str, fatal: bool, diverged: bool = False):
+    """Writes that an attempt at a run failed, or `diverged`; after ATTEMPTS of them, or at once where trying again is no use, it is not
+    tried again."""
     attempts = (read_outcome(run).failed or {"attempts": 0})["attempts"] + 1
-    write_json(run / FAILED, {"error": error, "attempts": attempts, "fatal": fatal or attempts >= ATTEMPTS})
+    write_json(run / FAILED, {"error": error, "attempts": attempts, "fatal": fatal or attempts >= ATTEMPTS, "diverged": diverged})
 
 
 def tuned(ask: Ask, arm: Arm, found: tuning.Found, outcomes: Mapping[str, Outcome]) -> dict:
@@ -282,8 +284,11 @@ def tuned_text(value: dict) -> str:
 
 
 def _steepness(value: dict) -> str:
-    """What a rate that is off costs: by the parabola, or where it does not open upwards, as it was measured."""
-    if value["curvature"] is not None and value["curvature"] > 0:
-        return f"; a factor of 2 off costs about {value['curvature']:.3f} bits per byte"
+    """What a rate that is off costs, as it was measured; where neither half nor double of it has a score by the parabola, which says
+    nothing of a best value at an edge."""
     rises = [f"{name} of it {rise:+.3f}" for name, rise in value["rises"].items() if rise is not None]
-    return f"; {' and '.join(rises)} bits per byte" if rises else ""
+    if rises:
+        return f"; {' and '.join(rises)} bits per byte"
+    if value["edge"] is None and (value["curvature"] or 0) > 0:
+        return f"; by a parabola a factor of 2 off costs about {value['curvature']:.3f} bits per byte"
+    return ""

@@ -1,11 +1,14 @@
 """What a comparison came to, in sentences that claim no more than their intervals."""
 
+import functools
 import math
 
 from lm.compare.budgets import TOLERANCE, Budget
 from lm.compare.statistics import LEVEL
 
 LEVEL_TEXT = f"{100 * LEVEL:g} %"
+# How far from a budget of seconds an arm may come out, as a share, until it is said: no two runs take the same.
+OF_SECONDS = 0.05
 # Arms that a sentence names.
 MOST_NAMED = 5
 _KINDS = {"parameters": "parameters", "parameters.nonembedding": "non-embedding parameters", "parameters.active": "active parameters",
@@ -138,7 +141,8 @@ def verdict(found: dict, arms: list[dict], pairs: list[dict]) -> str:
         said = _of_two(rows[0]) if len(scored) == 2 else _of_many(scored, rows)
     if said.startswith("not ") and not start:  # names of arms stay as they are
         said = sentence(said)
-    return " ".join([f"{start}{said}{lost}. {_ground(found, scored, rows)}", *off_memory(found["ask"]["budget"], scored)])
+    beside = [*off_budget(found["ask"]["budget"], scored), *_at_edges(scored), *_ahead_of_all(scored, arms)]
+    return " ".join([f"{start}{said}{lost}. {_ground(found, scored, rows)}", *beside])
 
 
 def _lost(arm, seeds: int) -> str:
@@ -147,10 +151,12 @@ def _lost(arm, seeds: int) -> str:
     runs = {run for run in failed if "/seeds/" in run}
     without = sum(score.get("diverged") or score.get("bits_per_byte") is None for score in arm["scores"])
     untuned = arm["tuned"] is not None and arm["tuned"]["best"] is None
+    kinds = {"diverged" if row.get("diverged") else "failed" for row in arm["failed"]} | ({"diverged"} if without else set())
+    how = " or ".join(sorted(kinds, reverse=True))
     if not arm["summary"]["bits_per_byte"]["n"] and (untuned or len(runs) + without == seeds):
-        return f"{arm['name']} has no score ({'diverged' if without and not failed else 'failed'})"
+        return f"{arm['name']} has no score ({how})"
     number = len(runs) + without
-    return f"{number} of {count(seeds, 'seed')} of {arm['name']} failed or diverged" if number else ""
+    return f"{number} of {count(seeds, 'seed')} of {arm['name']} {how}" if number else ""
 
 
 def _of_two(row) -> str:
@@ -216,17 +222,35 @@ def _ground(found, scored, rows) -> str:
     return f"At {budget_text(found)}, {interval}{seeds}{where}{_lossy(text)}."
 
 
-def off_memory(budget: dict | None, arms: list[dict]) -> list[str]:
-    """A sentence for each arm whose runs took more or less than a budget of memory allows."""
-    if not budget or budget["kind"] != "memory":
+def off_budget(budget: dict | None, arms: list[dict]) -> list[str]:
+    """A sentence for each arm whose runs took more or less than a budget allows that was measured before they were trained."""
+    measured = {"memory": (("memory_bytes",), TOLERANCE, "it was trained on other devices than it was sized on"),
+                "seconds": (("train", "seconds"), OF_SECONDS, "its steps took another time than when they were measured, so that it is not "
+                            "at equal seconds")}
+    if not budget or budget["kind"] not in measured:
         return []
+    path, tolerance, why = measured[budget["kind"]]
     told = []
     for arm in arms:
-        errors = [Budget(**budget).error(score["memory_bytes"]) for score in arm["scores"] if score.get("memory_bytes")]
-        worst = max(errors, key=abs, default=0.0)
-        if abs(worst) > TOLERANCE:
-            told.append(f"{arm['name']} is {worst:+.1%} off the budget of memory: it was trained on other devices than it was sized on.")
+        met = [functools.reduce(lambda at, name: (at or {}).get(name), path, score) for score in arm["scores"]]
+        worst = max((Budget(**budget).error(each) for each in met if each), key=abs, default=0.0)
+        if abs(worst) > tolerance:
+            told.append(f"{arm['name']} is {worst:+.1%} off the budget of {budget['kind']}: {why}.")
     return told
+
+
+def _at_edges(arms: list[dict]) -> list[str]:
+    """A sentence of the arms whose tuning ended at an edge of its grid: what they could do is not known."""
+    names = [arm["name"] for arm in arms if (arm["tuned"] or {}).get("edge")]
+    return [f"The best rate of {listed(few(names))} is still at an edge of the grid: more --factors there may better it."] if names else []
+
+
+def _ahead_of_all(scored: list[dict], arms: list[dict]) -> list[str]:
+    """A sentence of the references, outside the budget, with fewer bits per byte than every arm that keeps to it."""
+    best = min(map(_mean, scored))
+    ahead = [arm for arm in arms if arm["reference"] and (_mean(arm) or math.inf) < best]
+    named = [f"{arm['name']} ({interval_text(arm['summary']['bits_per_byte'])})" for arm in sorted(ahead, key=_mean)]
+    return [f"Outside the budget {listed(few(named))} {'has' if len(named) == 1 else 'have'} fewer than all of them."] if named else []
 
 
 def _lossy(text) -> str:

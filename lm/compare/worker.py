@@ -191,7 +191,7 @@ def _attempt(workdir: pathlib.Path, task: Task, runs: list[str], action: Callabl
         if len(runs) > 1:  # a seed alone takes less memory, and all devices that this process has
             _apart(workdir, runs[0].rpartition("/")[0], cli.describe(error)[1])
         else:
-            tasks.fail(workdir / runs[0], cli.describe(error)[1], fatal=isinstance(error, OF_TASK))
+            tasks.fail(workdir / runs[0], cli.describe(error)[1], isinstance(error, OF_TASK), isinstance(error, NonFiniteError))
         return False
     return True
 

@@ -145,3 +145,24 @@ def test_a_law_and_its_frontier_agree():
     _, a, alpha, b, beta = BESIROGLU
     size = (alpha * a / (beta * b)) ** (1 / (alpha + beta)) * (1e19 / 6) ** (beta / (alpha + beta))
     assert found.predict(1e19) == pytest.approx(loss_of(BESIROGLU, size, 1e19 / 6 / size), rel=0.005)
+
+
+def test_a_family_whose_best_sizes_were_not_trained_has_no_frontier():
+    """Of the same law: through the edge of its ladder it would seem to need much more compute."""
+    with pytest.raises(DataError, match=r"no budget of b has its best size among those trained \(above the largest size\): "):
+        frontier.fit(ladder(family="b", sizes=(0.05, 0.1, 0.2)), 20)
+    flat = of_rows([row | {"loss": 3.0} for row in ladder().rows()])
+    with pytest.raises(DataError, match="no minimum"):
+        frontier.fit(flat, 20)
+
+
+def test_an_envelope_with_budgets_whose_best_size_was_not_trained_says_which_way_it_errs():
+    whole = frontier.fit(ladder(noise=0.001), 50)
+    mixed = joined(ladder(family="b", budgets=(1e18, 3e18)), ladder(family="b", budgets=(1e19, 3e19, 1e20), sizes=(0.05, 0.1, 0.2)))
+    partial = frontier.fit(mixed, 50)
+    assert (whole.outside, partial.method, partial.outside, partial.budgets) == (0, frontier.ENVELOPE, 3, 5)
+    lacking = "; 3 of the 5 budgets of b have their best size outside those trained: with it the ratio would be "
+    assert frontier.compare(whole, partial).text.endswith(f"{lacking}less")
+    assert frontier.compare(partial, whole).text.endswith(f"{lacking}more")
+    assert frontier.compare(whole, partial).ratio.value > 1.05, "both are of one law"
+    assert "best size" not in frontier.compare(whole, whole).text

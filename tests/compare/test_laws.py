@@ -134,12 +134,15 @@ def test_points_from_files_are_the_points(tmp_path):
     plain = points.read(tmp_path / "plain.csv")
     assert not plain.counted and plain.flops.tolist() == [1.2e14, 2.4e14] and plain.flops_factor() == (6, 6, 6)
     assert plain.loss[0] == loss_of((3.5, 0, 1, 0, 1), 1, 1)
+    (tmp_path / "marked.csv").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "plain.csv").read_bytes())
+    assert points.read(tmp_path / "marked.csv").rows() == plain.rows()
 
 
 @pytest.mark.parametrize("text, message", [
     ("", "holds no point"), ("parameters,tokens\n1,2\n", "point 1 has no loss"), ("parameters,tokens,loss\n1,2,x\n", "a number"),
     ("parameters,tokens,loss\n1,2,nan\n", "leave out runs that diverged"), ("parameters,tokens,loss\n1,2\n", "a number is expected"),
-    ("parameters,tokens,flops,loss\n1,2,12,3\n1,2,,3\n", "for all, or for none")])
+    ("parameters,tokens,flops,loss\n1,2,12,3\n1,2,,3\n", "for all, or for none"),
+    ("parameters,tokens,loss\n1,2,3\n1,000,2,3.5\n", "point 2 has more cells than the header has names")])
 def test_a_bad_file_is_one_line(tmp_path, text, message):
     (tmp_path / "points.csv").write_text(text)
     with pytest.raises(DataError, match=message):

@@ -129,7 +129,8 @@ def test_the_command_fits_a_file(two, tmp_path):
 
 @pytest.mark.parametrize("flags, message", [
     ([], "give one of --points=FILE"), (["--points=a.csv", "--runs=b"], "give one of"),
-    (["--points=a.csv", "--seeds=2"], "--seeds is of a ladder"),
+    (["--points=a.csv", "--seeds=2"], "--seeds is of a ladder"), (["--points=a.csv", "--measure=bits_per_byte"], "--measure says what"),
+    (["--points=a.csv", "--count=total"], "--count says what is read of runs"),
     (["--workdir=w", "--config=c.py"], "--config needs --budgets"), (["--workdir=w", "--budgets=1e9"], "--budgets needs --config"),
     (["--workdir=w", "--config.seed=1"], "there is no --config"), (["--points=a.csv", "--resamples=0"], "at least 1"),
     (["--points=a.csv", "--hold_out=most"], "--hold_out=most: use largest, none"), (["--points=a.csv", "--hold_out=nan"], "--hold_out=nan"),

@@ -204,7 +204,8 @@ def test_seconds_of_a_resumed_run_are_those_of_all_its_processes():
 
 def test_latency_samples_and_suites(lstm):
     _, found = lstm
-    assert found["decode"]["milliseconds_per_token"] >= 0 and found["decode"]["prefill_tokens_per_second"] > 0
+    assert set(found["decode"]) == {"milliseconds_per_token", "prefill_tokens_per_second"}
+    assert found["decode"]["prefill_tokens_per_second"] > 0
     assert [(sample["prompt"], sample["temperature"]) for sample in found["samples"]] == [
         ("we the", 0.0), ("we the", 0.8), ("in order", 0.0), ("in order", 0.8)]
     (name, suite), (other, failed) = found["suites"].items()
@@ -214,8 +215,16 @@ def test_latency_samples_and_suites(lstm):
 
 def test_latency_is_the_time_of_a_token_after_the_first(monkeypatch, lstm):
     run = open_run(lstm[0])
-    monkeypatch.setattr(latency, "_median_seconds", lambda generator, prompt, new, repeats: 0.5 + 0.1 * (new - 1))
+    monkeypatch.setattr(latency, "_seconds", lambda generator, prompt, new: 0.5 + 0.1 * (new - 1))
     assert latency.decode_latency(run, {}) == {"milliseconds_per_token": pytest.approx(100.0), "prefill_tokens_per_second": 12 / 0.5}
+
+
+def test_latency_that_noise_hides_is_none_and_a_drift_of_the_machine_is_not_in_it(monkeypatch, lstm):
+    run, noise = open_run(lstm[0]), itertools.count()
+    monkeypatch.setattr(latency, "_seconds", lambda generator, prompt, new: 0.5 - 0.01 * (new > 1))
+    assert latency.decode_latency(run, {}) == {"milliseconds_per_token": None, "prefill_tokens_per_second": 12 / 0.5}
+    monkeypatch.setattr(latency, "_seconds", lambda generator, prompt, new: 1.0 * (next(noise) // 2) + 0.1 * (new - 1))
+    assert latency.decode_latency(run, {})["milliseconds_per_token"] == pytest.approx(100.0)
 
 
 def test_a_trial_takes_the_evaluation_of_its_training(lstm, monkeypatch):

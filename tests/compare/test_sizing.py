@@ -20,7 +20,7 @@ from lm.compare.sizing import solve
 from lm.compare.solver import meet
 from lm.config.model_keys import COUNTED, FAMILIES
 from lm.data.prepare import prepare
-from lm.errors import ConfigError
+from lm.errors import ConfigError, DataError
 from lm.plan.absent import absent_data, job_of
 
 # Small models of every family that has sizes, with 259 ids.
@@ -290,6 +290,7 @@ def test_where_no_size_is_near_enough_the_nearest_is_named():
     ({"budget": Budget("parameters", 1e5), "sizes": "keep"}, "--sizes=keep cannot meet a budget of parameters"),
     ({"budget": Budget("tokens", 1e5), "tokens": 1e5}, "are both lengths"),
     ({"budget": Budget("flops", 1e5), "tokens": 1e5, "sizes": "keep"}, "are both lengths"),
+    ({"budget": Budget("tokens", 256e30)}, "that is 1e[+]30 steps of lstm, and a run has at most 2,147,483,647: ask for less"),
     ({"tokens": 0}, "--tokens=0"), ({"tokens": math.inf}, "--tokens=inf"), ({"sizes": "large"}, "use solve or keep"),
     ({"asked": {}}, "there is no config"),
     ({"asked": {"a": config_of("lstm"), "b": config_of("lstm", data__context="64")}}, "a has data.context=32 and b data.context=64"),
@@ -307,6 +308,13 @@ def test_without_a_budget_sizes_and_the_first_length_stand():
     epochs = {name: config_of(name, train__steps="1 epochs") for name in ("gru", "lstm")}
     text = absent_data(epochs["gru"][2])
     assert [arm.steps for arm in sized(asked=epochs)] == [text.sources[0]["train"].num_tokens // 256] * 2
+
+
+def test_an_evaluation_without_text_is_said_before_anything_is_trained(tmp_path):
+    (tmp_path / "a.txt").write_text("one text, which goes to one split, and that is not the one for validation " * 40)
+    asked = config_of("lstm", data__source=f"text:{tmp_path}/a.txt", data__documents="file", data__cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(DataError, match=r"the validation split is empty: use data\.documents=line"):
+        solve({"lstm": asked}, {}, Budget("tokens", 51_200))
 
 
 @pytest.mark.parametrize(("family", "objective", "tables"), [("word2vec", "skipgram", 0), ("glove", "glove", 2)])

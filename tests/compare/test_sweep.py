@@ -125,6 +125,7 @@ def test_what_fails_is_tried_again_where_that_may_help_and_the_rest_goes_on(alon
     alone.work(said.append)
     failed = alone.outcomes()["arms/a/seeds/1"].failed
     assert (failed["attempts"], failed["fatal"]) == (tries, True) and str(error) in failed["error"]
+    assert failed["diverged"] is isinstance(error, NonFiniteError)
     assert attempts(alone.workdir) == {"arms/a/seeds/0": 1, "arms/a/seeds/1": tries} and not alone.due(alone.outcomes())
     assert [line.split(":")[1] for line in said if "seed 1" in line] == [" failed"]
     log = (alone.workdir / "arms/a/seeds/1/log.txt").read_text()

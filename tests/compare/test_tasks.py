@@ -197,7 +197,8 @@ def test_a_score_without_bits_per_byte_says_nothing_of_a_factor_and_is_no_diverg
 
 
 @pytest.mark.parametrize(("curvature", "rises", "text"), [
-    (0.1, {"half": 0.2, "double": 0.1}, "a factor of 2 off costs about 0.100 bits per byte"),
+    (0.1, {"half": None, "double": None}, "by a parabola a factor of 2 off costs about 0.100 bits per byte"),
+    (0.1, {"half": 0.2, "double": 0.001}, "half of it +0.200 and double of it +0.001 bits per byte"),
     (-0.01, {"half": 0.02, "double": None}, "half of it +0.020 bits per byte"),
     (-0.01, {"half": 0.02, "double": 0.01}, "half of it +0.020 and double of it +0.010 bits per byte"),
     (None, {"half": None, "double": None}, "trials")])
@@ -260,9 +261,20 @@ def test_outcomes_are_read_from_the_disk_and_what_is_over_is_not_read_again(tmp_
 def test_the_second_failure_is_the_last(tmp_path):
     for attempts, fatal in ((1, False), (2, True)):
         tasks.fail(tmp_path / "run", "out of memory", fatal=False)
-        assert tasks.read_outcome(tmp_path / "run").failed == {"error": "out of memory", "attempts": attempts, "fatal": fatal}
+        assert tasks.read_outcome(tmp_path / "run").failed == {
+            "error": "out of memory", "attempts": attempts, "fatal": fatal, "diverged": False}
     tasks.fail(tmp_path / "other", "wrong", fatal=True)
     assert tasks.read_outcome(tmp_path / "other").over
+
+
+@pytest.mark.parametrize(("diverges", "said"), [(True, True), (False, False)])
+def test_seeds_of_an_arm_whose_trials_all_diverged_have_diverged(tmp_path, diverges, said):
+    def result(task):
+        return scored(task, diverged=True, bits_per_byte=None) if diverges else Outcome(None, {"error": "x", "attempts": 2, "fatal": True})
+
+    outcomes, _ = finish(ask_of(), ARMS[:1], result=result)
+    tasks.settle(tmp_path, ask_of(), ARMS[:1], outcomes)
+    assert tasks.read_outcome(tmp_path / "arms/a/seeds/0").failed["diverged"] is said
 
 
 # What is asked.

@@ -124,10 +124,11 @@ def _of_seeds(ones) -> str:
 
 
 def samples(results: dict) -> list[dict]:
-    """Prompts with what the first seed of each arm makes of them: [{"prompt", "texts": [{"arm", "how", "text"}]}]."""
+    """Prompts with what the first seed of each arm that was given them makes of them: [{"prompt", "how", "texts": [{"arm", "how",
+    "text"}]}]."""
     said: dict[tuple, list] = {}
     for arm in results["arms"]:
-        for sample in (arm["scores"][0].get("samples") or ()) if arm["scores"] else ():
+        for sample in next((score["samples"] for score in arm["scores"] if score.get("samples")), ()):
             said.setdefault((sample["prompt"], _how(sample)), []).append({"arm": arm["name"], "how": _how(sample), "text": sample["text"]})
     return [{"prompt": prompt, "how": how, "texts": texts} for (prompt, how), texts in said.items()]
 

@@ -62,14 +62,14 @@ pre { background: var(--sheet); border-radius: .4rem; padding: .6rem .8rem; font
 <h2>Scores</h2>
 {{ table(scores) }}
 <p>Bits per byte on the same raw bytes whatever the tokenizer; brackets are 95 % intervals over seeds (Student's t; of differences, paired
- by seed). p is corrected by Holm's method for the other arms of the table. "Over texts too" are the intervals, of scores and of
+ by seed). p is corrected by Holm's method for all pairs of arms. "Over texts too" are the intervals, of scores and of
  differences, of a bootstrap that draws seeds and documents together: what other texts of this kind would say; of two or three seeds
  it knows too little to be wide enough for them. "Seeds needed" is how many
- would find such a difference in 4 of 5 tries, at 5 % divided by the number of other arms.</p>
+ would find such a difference in 4 of 5 tries, at 5 % divided by the number of pairs.</p>
 {% if differences and differences | length < 7 %}<ul>{% for text in differences %}<li>{{ text }}</li>{% endfor %}</ul>{% endif %}
 {{ drawn(figures.differences) }}
 {% if figures.differences %}<p>Thick: over seeds; thin: over seeds and documents. Left of 0 the first named is better.</p>{% endif %}
-{% if pairs %}{{ table(pairs) }}<p>p corrected for all pairs.</p>{% endif %}
+{% if pairs %}{{ table(pairs) }}{% endif %}
 <h2>Costs</h2>
 {{ table(costs) }}
 <p>Means over seeds. FLOPs are of matrix products by one account for all; seconds are those in steps, without compiling and evaluating;
