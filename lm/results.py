@@ -14,12 +14,15 @@ SCORES = {
     "translation": {"bits per byte of the target": ("bits_per_byte", "{:.3f}"), "BLEU": ("bleu", "{:.1f}"),
                     "pairs translated": ("pairs", "{}")},
     "masked": {"masked accuracy": ("masked_accuracy", "{:.1%}"), "masked nats per token": ("masked_nats_per_token", "{:.3f}"),
-               "pseudo-bits per byte": ("pseudo_bits_per_byte", "{:.3f}")},
+               "pseudo-bits per byte": ("pseudo_bits_per_byte", "{:.3f}"),
+               "next sentence right": ("next_sentence_accuracy", "{:.1%}")},
     "replaced": {"area under the discriminator's ROC curve": ("discriminator_auc", "{:.3f}"),
                  "discriminator accuracy": ("discriminator_accuracy", "{:.1%}"), "replaced tokens detected": ("replaced_recall", "{:.1%}"),
                  "share replaced": ("replaced_share", "{:.1%}")},
     "loss": {"nats per target": ("loss", "{:.3f}")},
-    "words": {"similarity (Spearman)": ("similarity", "{:.3f}"), "analogies right": ("analogy", "{:.1%}")},
+    "words": {"similarity (Spearman)": ("similarity", "{:.3f}"), "gensim's": ("gensim_similarity", "{:.3f}"),
+              "analogies right": ("analogy", "{:.1%}"), "gensim's analogies": ("gensim_analogy", "{:.1%}"),
+              "words/s": ("words_per_second", "{:,.0f}"), "gensim's words/s": ("gensim_words_per_second", "{:,.0f}")},
     "vae": {"bits per byte, at most": ("bits_per_byte_bound", "{:.3f}"), "by importance sampling": ("bits_per_byte_sampled", "{:.3f}"),
              "nats of KL a sentence": ("kl", "{:.2f}")},
 }
@@ -48,12 +51,14 @@ def result_of(workdir) -> dict:
 
 
 def tables(results: list[dict]) -> str:
-    """Markdown: a table for each kind of evaluation among the results."""
+    """Markdown: a table for each kind of evaluation among the results, with the columns that one of its runs has something for."""
     parts = []
     for measure, columns in SCORES.items():
         chosen = [result for result in results if result["measure"] == measure]
         if chosen:
-            parts.append(markdown.table([_row(result, columns) for result in chosen]))
+            known = {name for result in chosen for name, value in result.items() if value is not None}
+            measured = {heading: (key, form) for heading, (key, form) in columns.items() if key in known}
+            parts.append(markdown.table([_row(result, measured) for result in chosen]))
     return "\n\n".join(parts)
 
 

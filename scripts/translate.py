@@ -4,8 +4,9 @@
     python scripts/translate.py --workdir=runs/translation --input=FILE.txt
     python scripts/translate.py --workdir=runs/translation --split=validation --limit=500 --tokenize=zh
 
-The last line of standard output is a JSON object: {"translations": [{"text", "score"}]}, or for a split BLEU (by sacreBLEU), the number
-of pairs and how it was measured, which is kept in WORKDIR/scores/translation.json too.
+The last line of standard output is a JSON object: {"translations": [{"text", "score"}]}, or for a split BLEU (by sacreBLEU), the share of
+translations that are exactly their reference, the number of pairs and how it was measured, which is kept in
+WORKDIR/scores/translation.json too.
 """
 
 import pathlib
@@ -34,6 +35,8 @@ def main(argv):
         raise ConfigError("--attention is for --text and --input, not for a split")
     if sum(given is not None for given in (arguments.text, arguments.input, arguments.split)) != 1:
         raise ConfigError("give one of --text, --input and --split")
+    if not all(text.strip() for text in arguments.text or ()):
+        raise ConfigError("--text has nothing to translate: give it a text")
     cli.keep_compilations()
     from lm.generate import scoring
 

@@ -29,10 +29,10 @@ def main(argv):
 
     vectors, source = command.read(arguments.workdir, arguments.vectors, arguments.step)
     result = command.report(vectors, arguments.export, arguments.similarity, arguments.analogies, arguments.nearest, arguments.count)
-    if arguments.workdir:
-        command.keep(arguments.workdir, source | result)
     if arguments.against:
         result |= command.against_gensim(arguments.workdir, arguments.similarity, arguments.analogies, arguments.nearest, arguments.count)
+    if arguments.workdir:
+        command.keep(arguments.workdir, source | result)
     cli.print_result(source | result)
 
 

@@ -57,6 +57,7 @@ def test_each_kind_of_evaluation_has_a_table_of_its_own(workdir):
     result = results.result_of(workdir)
     masked = result | {"measure": "masked", "masked_accuracy": 0.25, "run": "bert"}
     first, second = results.tables([result, masked]).split("\n\n")
+    assert "next sentence" not in second and "next sentence right" in results.tables([masked | {"next_sentence_accuracy": 0.75}])
     assert "bits per byte" in first and "bert" not in first
     assert "25.0%" in second and "| bits per byte |" not in second
 

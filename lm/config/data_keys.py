@@ -9,7 +9,7 @@ DATA = {
     "data.validation_source": Key("", "Where the validation split comes from; empty is a part of data.source."),
     "data.tfds_dir": Key("", "Folder of prepared TFDS data sets; empty is TFDS's own default."),
     "data.documents": Key("file", "What one document of a text source is.", choices=("file", "line", "paragraph")),
-    "data.text_field": Key("text", "Field of jsonl, parquet and TFDS records that holds the text, of pairs the target."),
+    "data.text_field": Key("text", "Field of jsonl, parquet and TFDS records that holds the text, of pairs the target; a.b is b in a."),
     "data.source_field": Key("", "Field of jsonl, parquet and TFDS records that holds the source of a pair; empty: they hold texts."),
     "data.pair_columns": Key("0,1", "Columns of source and target in the tab-separated lines of pairs: files, from 0."),
     "data.validation_fraction": Key(0.05, "Share of documents held out for validation, by a hash of their text.", minimum=0.0, maximum=0.5),

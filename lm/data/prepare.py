@@ -301,6 +301,8 @@ def _write(plan: _Plan, tokenizers: Tokenizers, data, folder: pathlib.Path, part
                 "seconds": round(seconds, 3), "tokens_per_second": round(tokens / seconds, 1)}
     if tokenizers.source:
         manifest["pairs"] = {"skipped": shards.skipped(paths), "source_tokenizer": tokenizers.source.describe()}
+        if skipped := manifest["pairs"]["skipped"]:
+            print(f"{plan.source.spec}: {skipped:,} pairs with an empty side are left out", file=sys.stderr, flush=True)
         _write_sources(manifest, paths, folder / "source", tokenizers.source)
     manifest |= _unknown(tokenizers.target, described, folder)
     tokenizers.target.save(folder / "tokenizer")

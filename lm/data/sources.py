@@ -292,9 +292,13 @@ def document_of(record, options: dict, name: str, where: str) -> Document:
 
 
 def text_of(record, field: str, where: str, key: str = "data.text_field") -> str:
-    """The text in `record[field]`; null is an empty text. Raises DataError naming `where`, the fields there are and the `key` to set."""
+    """The text in `record[field]`, or of a field `a.b` in `record["a"]["b"]`; null is an empty text. Raises DataError naming `where`, the
+    fields there are and the `key` to set."""
     if not isinstance(record, dict):
         raise DataError(f"{where}: expected an object with field {field!r}, found {type(record).__name__}")
+    outer, dot, inner = field.partition(".")
+    if field not in record and dot and isinstance(record.get(outer), dict):
+        return text_of(record[outer], inner, f"{where}, {outer}", key)
     if field not in record:
         raise DataError(f"{where}: no field {field!r}; there are {', '.join(map(repr, record)) or 'none'}: set {key}")
     value = "" if record[field] is None else record[field]
@@ -318,7 +322,8 @@ def _parquet(path: str, fields: dict):
         file = pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a Parquet file that can be read: {str(error).splitlines()[0]}") from error
-    names = file.schema_arrow.names
+    # Columns of structs, such as translation.en, are in the file's own schema alone.
+    names = list(dict.fromkeys([*file.schema_arrow.names, *(file.schema.column(i).path for i in range(len(file.schema.names)))]))
     for key, field in fields.items():
         if field not in names:
             raise DataError(f"{path}: no column {field!r}; there are {', '.join(map(repr, names))}: set data.{key}")

@@ -117,8 +117,9 @@ class MaskedText(Corrupted):
     @staticmethod
     def headline(result: dict) -> str:
         """What a person wants to see first."""
-        pseudo = f", {result['pseudo_bits_per_byte']:.4f} pseudo-bits per byte" if "pseudo_bits_per_byte" in result else ""
-        return f"{result['masked_accuracy']:.2%} of the hidden tokens right, {result['masked_nats_per_token']:.4f} nats for each{pseudo}"
+        told = f"{result['masked_accuracy']:.2%} of the hidden tokens right, {result['masked_nats_per_token']:.4f} nats for each"
+        told += f", {result['pseudo_bits_per_byte']:.4f} pseudo-bits per byte" if "pseudo_bits_per_byte" in result else ""
+        return told + (f", {result['next_sentence_accuracy']:.2%} of next sentences right" if "next_sentence_accuracy" in result else "")
 
 
 class ReplacedTokens(MaskedText):

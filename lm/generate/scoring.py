@@ -6,7 +6,7 @@ import numpy as np
 
 from lm.data.files import write_json
 from lm.errors import ConfigError, DataError
-from lm.generate.translate import Translator, bleu, source_batch
+from lm.generate.translate import Translator, bleu, bleu_of, source_batch
 from lm.objectives.span import Span
 from lm.run import Run, open_run
 
@@ -40,7 +40,8 @@ def pairs_of(run: Run, split: str, limit: int) -> tuple[list[tuple[str, str]], i
 
 def score(workdir, split: str = "validation", limit: int = 0, beams: int = 4, alpha: float = 0.6, tokenize: str = "13a",
           step: int | None = None) -> tuple[dict, list[tuple[str, str, str]]]:
-    """(BLEU and how it was measured, (source, translation, reference) of each pair) on a split; the former is kept in the run's scores/."""
+    """(BLEU, the share of translations that are their reference and how it was measured, (source, translation, reference) of each pair) on
+    a split; the former is kept in the run's scores/."""
     if limit < 0:
         raise ConfigError(f"limit={limit} is not allowed: it is a number of pairs, or 0 for all")
     run, translator, step = translator_of(workdir, step)
@@ -50,12 +51,13 @@ def score(workdir, split: str = "validation", limit: int = 0, beams: int = 4, al
     references = [target for _, target in pairs]
     if tokenize == "13a" and sum("\u4e00" <= c <= "\u9fff" for text in references for c in text) > sum(map(len, references)) / 4:
         raise ConfigError("the references are Chinese, whose words tokenize=13a does not find: use tokenize=zh")
-    bleu(["a"], ["a"], tokenize)  # what it lacks is said before minutes of search
+    bleu_of(references, tokenize)  # what it lacks is said before minutes of search
     start = time.perf_counter()
     translations = [found.text for found in translator([source for source, _ in pairs], beams=beams, alpha=alpha)]
     seconds = time.perf_counter() - start
-    result = {"bleu": bleu(translations, references, tokenize), "pairs": len(pairs), "left_out": left_out, "split": split, "step": step,
-              "beams": beams, "alpha": alpha, "tokenize": tokenize, "seconds": round(seconds, 1)}
+    exact = sum(text == reference for text, reference in zip(translations, references, strict=True)) / len(pairs)
+    result = {"bleu": bleu(translations, references, tokenize), "exact": exact, "pairs": len(pairs), "left_out": left_out, "split": split,
+              "step": step, "beams": beams, "alpha": alpha, "tokenize": tokenize, "seconds": round(seconds, 1)}
     if not run.tokenizer.lossless:
         result["tokenizer_lossless"] = False  # references are what its tokens say, not the text itself
     write_json(run.workdir / "scores" / "translation.json", result)

@@ -130,18 +130,28 @@ def source_batch(sources: list[list[int]], width: int) -> dict[str, np.ndarray]:
 
 
 def bleu(hypotheses: list[str], references: list[str], tokenize: str = "13a") -> float:
-    """Corpus BLEU (Papineni et al. 2002), 0 to 100, of one reference each, as sacreBLEU (Post 2018) computes it.
-
-    `tokenize` names sacreBLEU's tokenizer: 13a for most languages, zh for Chinese. ConfigError where sacrebleu is not installed.
-    """
-    try:
-        import sacrebleu
-    except ImportError as error:
-        raise ConfigError("BLEU needs sacrebleu: pip install -e '.[translate]'") from error
+    """Corpus BLEU (Papineni et al. 2002), 0 to 100, of one reference each, as sacreBLEU (Post 2018) computes it; see `bleu_of`."""
     if not hypotheses or len(hypotheses) != len(references):
         raise DataError(f"there are {len(hypotheses)} translations for {len(references)} references: give one reference for each")
+    return bleu_of(references, tokenize).corpus_score(hypotheses, [references]).score
+
+
+def bleu_of(references: list[str], tokenize: str = "13a"):
+    """sacreBLEU's measure for these references. `tokenize` names its tokenizer: 13a for most languages, zh for Chinese.
+
+    ConfigError where sacrebleu or what its tokenizer needs is not installed, and where no reference has the four tokens without which BLEU
+    is 0 whatever the translations.
+    """
     try:
-        return sacrebleu.corpus_bleu(hypotheses, [references], tokenize=tokenize).score
+        from sacrebleu.metrics import METRICS
+    except ImportError as error:
+        raise ConfigError("BLEU needs sacrebleu: pip install -e '.[translate]'") from error
+    try:
+        measure = METRICS["BLEU"](tokenize=tokenize)
     except (KeyError, RuntimeError) as error:  # a name that there is not, or one whose package is not installed
-        known = ", ".join(sorted(sacrebleu.metrics.METRICS["BLEU"].TOKENIZERS))
+        known = ", ".join(sorted(METRICS["BLEU"].TOKENIZERS))
         raise ConfigError(f"tokenize={tokenize} cannot be used by sacrebleu: use one of {known} that is installed") from error
+    if all(len(measure.tokenizer(text).split()) < measure.max_ngram_order for text in references):
+        raise ConfigError(f"no reference has {measure.max_ngram_order} tokens by tokenize={tokenize}, and BLEU would be 0 whatever the "
+                          "translations: use tokenize=char")
+    return measure

@@ -49,11 +49,17 @@ def against_gensim(workdir: str | None, similarity: str | None, analogies: str |
 
 
 def keep(workdir: str, result: dict):
-    """Leaves what a run's vectors scored in its scores/words.json, for scripts/results.py."""
-    told = {"similarity": result["similarity"]["rho"]} if "similarity" in result else {}
-    told |= {"analogy": result["analogies"]["accuracy"]} if "analogies" in result else {}
+    """Leaves what a run's vectors scored, and gensim's beside them, in its scores/words.json, for scripts/results.py."""
+    told = _told(result) | {f"gensim_{name}": value for name, value in _told(result.get("gensim", {})).items()}
     file = pathlib.Path(workdir) / "scores" / "words.json"
     if told:
         before = json.loads(file.read_text()) if file.exists() else {}
         kept = before if before.get("step") == result.get("step") else {}
         write_json(file, kept | {"step": result.get("step")} | told)
+
+
+def _told(result: dict) -> dict:
+    """What `report` or `against_gensim` measured, flat."""
+    told = {"similarity": result["similarity"]["rho"]} if "similarity" in result else {}
+    told |= {"analogy": result["analogies"]["accuracy"]} if "analogies" in result else {}
+    return told | ({"words_per_second": result["words_per_second"]} if "words_per_second" in result else {})

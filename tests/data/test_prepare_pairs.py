@@ -96,6 +96,18 @@ def test_records_with_two_fields_are_pairs(tmp_path):
             documents(f"{tmp_path}/{name}", source_field="n", text_field="zh")
 
 
+def test_fields_may_be_in_fields(tmp_path):
+    rows = [{"translation": {"en": "one", "zh": "一"}, "a.b": "plain"}, {"translation": {"en": "two", "zh": None}, "a.b": "x"}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet")
+    for name, first in (("x.jsonl", 1), ("x.parquet", 0)):
+        fields = {"source_field": "translation.en", "text_field": "translation.zh"}
+        assert documents(f"{tmp_path}/{name}", **fields) == [(f"{name}:{first}", "一", "one")]
+        with pytest.raises(DataError, match=r"'(translation\.)?fr'.*'(translation\.)?en', '(translation\.)?zh'.*set data.source_field"):
+            documents(f"{tmp_path}/{name}", source_field="translation.fr", text_field="translation.zh")
+    assert documents(f"{tmp_path}/x.jsonl", source_field="translation.en", text_field="a.b")[0] == ("x.jsonl:1", "plain", "one")
+
+
 TFDS = """
 import sys
 import tensorflow_datasets as tfds
@@ -156,8 +168,9 @@ TOKENIZERS = {
 
 
 @pytest.mark.parametrize("values", TOKENIZERS.values(), ids=TOKENIZERS)
-def test_every_pair_is_in_one_split_and_comes_back(corpus, values):
+def test_every_pair_is_in_one_split_and_comes_back(corpus, values, capsys):
     prepared = prepare(options(corpus, **values), 0)
+    assert capsys.readouterr().err.endswith(": 9 pairs with an empty side are left out\n")
     found = {split: pairs_of(prepared, split) for split in ("train", "validation", "test")}
     assert sorted([*found["train"], *found["validation"], *found["test"]]) == sorted(PAIRS)
     for split, pairs in found.items():

@@ -11,6 +11,7 @@ TEXTS = {
     "newlines": ("one two\nthree\n\n four", ["one", " two", "\n", "three", "\n", "\n", " four"]),
     "tabs": ("a\tb", ["a", "\tb"]),
     "accents": ("café été", ["café", " été"]),
+    "punctuation": ("war, don't (so-called) $5.", ["war", ",", " don", "'", "t", " ", "(", "so", "-", "called", ")", " ", "$", "5", "."]),
     "chinese": ("中文字ab中c", ["中", "文", "字", "ab", "中", "c"]),
 }
 
@@ -36,6 +37,12 @@ def test_words_of_pieces_are_those_of_their_text():
         np.testing.assert_array_equal(of_pieces(ids[None])[0], expected)
         some += int((np.array(lengths) > 1).sum())
     assert some > 100  # pieces are longer than bytes
+
+
+def test_marks_of_any_script_are_words_in_pieces():
+    starts = WordStarts([b"we", "\uff0c".encode(), "…".encode(), b"x", "é".encode(), b"\xc3", b"\xa9"])
+    assert starts(np.array([[0, 3, 1, 3, 2, 4, 3]]))[0].tolist() == [True, False, True, True, True, True, False]
+    assert starts(np.array([[0, 5, 6, 3]]))[0].tolist() == [True, False, False, False], "half a character is no mark"
 
 
 def test_ids_without_text_are_words_by_themselves():

@@ -34,11 +34,14 @@ def test_the_pairs_of_a_split_are_texts_that_fit(workdir):
 
 def test_bleu_is_kept_in_the_run(workdir):
     pytest.importorskip("sacrebleu", reason="BLEU NOT CHECKED: pip install -e '.[translate]'")
-    result, shown = scoring.score(workdir, limit=4, beams=2)
+    with pytest.raises(ConfigError, match="no reference has 4 tokens by tokenize=13a"):
+        scoring.score(workdir, limit=4)
+    result, shown = scoring.score(workdir, limit=4, beams=2, tokenize="char")
     assert json.loads((workdir / "scores" / "translation.json").read_text()) == result
     assert result["left_out"] == scoring.pairs_of(scoring.translator_of(workdir)[0], "validation", 0)[1]
     assert "tokenizer_lossless" not in result
     assert result["pairs"] == len(shown) == 4 and 0 <= result["bleu"] <= 100
+    assert result["exact"] == sum(text == reference for _, text, reference in shown) / 4
 
 
 def test_a_tokenizer_that_sacrebleu_has_not_is_refused_before_anything_is_translated(workdir, monkeypatch):

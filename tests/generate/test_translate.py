@@ -249,6 +249,14 @@ def test_bleu_of_chinese_is_by_character():
     assert bleu(hypotheses, references, "zh") == pytest.approx(expected, abs=1e-6)
 
 
+def test_bleu_of_references_that_are_all_too_short_is_refused():
+    """It would be 0 of perfect translations."""
+    pytest.importorskip("sacrebleu", reason=SACREBLEU)
+    with pytest.raises(ConfigError, match=r"no reference has 4 tokens by tokenize=13a, .* use tokenize=char"):
+        bleu(["dog", "a cat"], ["dog", "a cat"])
+    assert bleu(["dog", "a cat"], ["dog", "a cat"], "char") == pytest.approx(100.0)
+
+
 def test_bleu_needs_a_reference_for_each_translation():
     pytest.importorskip("sacrebleu", reason=SACREBLEU)
     for hypotheses, references in (([], []), (["a"], []), (["a"], ["a", "b"])):

@@ -11,7 +11,7 @@ from lm import config
 from lm.errors import ConfigError
 from lm.train import train
 from lm.words import load, nearest
-from lm.words.command import read, report
+from lm.words.command import keep, read, report
 
 RUNS = {
     "skipgram": {"objective.name": "skipgram", "objective.subsample": "0"},
@@ -80,3 +80,17 @@ def test_the_script_ends_with_a_line_of_json(tmp_path):
     result = json.loads(done.stdout.splitlines()[-1])
     assert [word for word, _ in result["nearest"]] == ["two", "three"] and result["words"] == 3
     assert load(tmp_path / "b.glove.txt").words == ["one", "two", "three"]
+
+
+def test_what_a_run_scored_is_kept_with_gensims_beside_it(tmp_path):
+    asked = {"step": 9, "similarity": {"rho": 0.4, "pairs": 3}, "analogies": {"accuracy": 0.25}}
+    keep(tmp_path, asked | {"words_per_second": 300.0, "gensim": {
+        "similarity": {"rho": 0.3}, "analogies": {"accuracy": 0.125}, "words_per_second": 200.0, "epochs": 1}})
+    file = tmp_path / "scores" / "words.json"
+    assert json.loads(file.read_text()) == {
+        "step": 9, "similarity": 0.4, "analogy": 0.25, "words_per_second": 300.0, "gensim_similarity": 0.3, "gensim_analogy": 0.125,
+        "gensim_words_per_second": 200.0}
+    keep(tmp_path, {"step": 9, "similarity": {"rho": 0.5}})
+    assert json.loads(file.read_text())["similarity"] == 0.5 and json.loads(file.read_text())["gensim_similarity"] == 0.3
+    keep(tmp_path, {"step": 10, "similarity": {"rho": 0.6}})
+    assert json.loads(file.read_text()) == {"step": 10, "similarity": 0.6}, "others are of another step"
