@@ -34,7 +34,7 @@ class Size:
 
 
 # On 256 chips of a torus of 16 x 16, on 512 of one of 8 x 8 x 8, where two axes win nothing.
-_SQUARE, _CUBE = {"mesh.fsdp_outer": 16, "mesh.fsdp": 16}, {"mesh.fsdp": 512}
+_SQUARE, _CUBE = {"mesh.fsdp_outer": 16, "mesh.fsdp": 16}, {"mesh.fsdp_outer": 64, "mesh.fsdp": 8}
 
 
 def _saving(*names: str) -> dict:

@@ -18,6 +18,7 @@ _TRANSCENDENTAL = 4
 _KERNEL_OPERATIONS = 12
 _ROWS = 8  # of a register, and so of what a matrix unit takes in at a time
 _HOST = 5
+_GATHERS = re.compile(r'"emitter":"(\d)DAllGather')
 _ALGORITHM = re.compile(r'"collective_algorithm_config":\{"emitter":"\w*","strategy":"(\w*)","debug":"\\n\w*\{colors:(\d+)')
 
 
@@ -53,10 +54,14 @@ class Device:
 
     def _links(self, collective, algorithm) -> float | None:
         """How many links' worth an algorithm takes in: a strategy has as many rings as colors, each in both directions unless its name
-        says otherwise. The compiler names no strategy for a gather, which goes around a single ring."""
+        says otherwise. Of a gather the compiler names no strategy, but along how many sides of the torus it goes at once: around a single
+        ring, unless it says more."""
         if named := _ALGORITHM.search(algorithm):
             return int(named[2]) * (1 if named[1].startswith("UniDirection") else 2)
-        return self._network.reach(collective.axis).ring if collective.kind == "all-gather" and collective.axis else None
+        if collective.kind != "all-gather" or not collective.axis:
+            return None
+        sides, reach = _GATHERS.search(algorithm), self._network.reach(collective.axis)
+        return reach.links_of(int(sides[1])) if sides and int(sides[1]) > 1 else reach.ring
 
 
 def fill(product: Product, tile: int) -> float:

@@ -47,7 +47,11 @@ class Reach(NamedTuple):
     @property
     def links(self) -> float:
         """Of all sides at once."""
-        return sum(side.links for side in self.sides)
+        return self.links_of(len(self.sides))
+
+    def links_of(self, count: int) -> float:
+        """Of so many sides at once, those with the most."""
+        return sum(sorted((side.links for side in self.sides), reverse=True)[:count])
 
     @property
     def ring(self) -> float:

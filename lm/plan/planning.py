@@ -25,7 +25,7 @@ from lm.plan.topology import Topology, compiler_version, devices
 from lm.train import planned
 from lm.train.job import Job
 
-FORMAT = 1
+FORMAT = 2
 SECONDS_PER_DAY = 86_400
 
 

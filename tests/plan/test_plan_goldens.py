@@ -117,10 +117,7 @@ def test_the_llamas_are_fast_and_gather_a_parameter_once_in_a_pass(name):
     assert float(re.search(r"estimated MFU: ([0-9.]+)%", text)[1]) >= 55
     parameters = int(re.search(r"parameters: ([0-9,]+)", text)[1].replace(",", ""))
     scale = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
-    gathered, reduced = (sum(float(size) * scale[unit] for size, unit in re.findall(rf"{kind} over .*, ([0-9.e+]+) ([GMk]B)", text))
-                         for kind in ("all-gather", "all-reduce"))
-    if not gathered:  # on a three-dimensional torus XLA gathers by adding zeros; two bytes a parameter are its gradients
-        gathered = reduced - 2 * parameters
+    gathered = sum(float(size) * scale[unit] for size, unit in re.findall(r"all-gather over .*, ([0-9.e+]+) ([GMk]B)", text))
     # Two bytes a parameter, forward and backward; the digits of the golden leave half a per cent open.
     assert 0.95 < gathered / (2 * 2 * parameters) < 1.01
 

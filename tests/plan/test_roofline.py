@@ -250,6 +250,8 @@ def test_small_dimensions_leave_matrix_units_empty(product, tile, share):
     ("", 2), ('"strategy":"StrategyND","debug":"\\nStrategyND{colors:2 phases:2', 4),
     ('"strategy":"StrategyRing","debug":"\\nStrategyRing{colors:1 phases:1', 2),
     ('"strategy":"UniDirectionNDRingStrategy","debug":"\\nUniDirectionNDRingStrategy{colors:4 phases:2', 4),
+    ('"debug":"group_size = 256","emitter":"1DAllGatherNonMajorDimImbalanced"', 2),
+    ('"debug":"group_size = 256","emitter":"2DAllGatherNonMajorDim"', 4),
 ])
 def test_the_compiler_says_over_how_many_links_a_collective_goes(attributes, links):
     machine = device(shape=(16, 16))

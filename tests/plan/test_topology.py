@@ -78,6 +78,22 @@ def test_the_compiler_describes_every_kind_with_its_chips():
         assert len({getattr(device, "slice_index", 0) for device in devices}) == asked.slices
 
 
+@pytest.mark.parametrize("name", ["v5p:4x4x4", "v4:4x4x4", "v5e:16x16"])
+def test_the_compiler_takes_sides_for_the_rings_that_they_are(name):
+    """Over lines it would gather by adding zeros, at twice the bytes."""
+    import jax
+    import jax.numpy as jnp
+
+    pytest.importorskip("libtpu", reason="the TPU compiler is not installed: pip install -e '.[plan]'")
+    devices = topology.devices(topology.parse(name))
+    mesh = jax.make_mesh((len(devices),), ("fsdp",), devices=devices, axis_types=(jax.sharding.AxisType.Auto,))
+    cut, whole = (jax.NamedSharding(mesh, jax.P(axis)) for axis in ("fsdp", None))
+    matrix = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=cut)
+    with topology.no_flags():
+        text = jax.jit(lambda x: 2 * jax.lax.with_sharding_constraint(x, whole), out_shardings=whole).lower(matrix).compile().as_text()
+    assert " all-gather" in text and " all-reduce" not in text
+
+
 def test_without_the_compiler_the_fix_is_named(monkeypatch):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
