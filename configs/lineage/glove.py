@@ -3,9 +3,9 @@
     python scripts/train.py --config=configs/lineage/glove.py --workdir=runs/glove
     python scripts/words.py --workdir=runs/glove --export=glove.glove.txt --nearest=war
 
-Expect: a loss of 0.060 per cell; Spearman's rho 0.28 on the 201 pairs of WordSim-353 that have vectors, 2.1 % of the 4,840 analogies of
+Expect: a loss of 0.058 per cell; Spearman's rho 0.30 on the 201 pairs of WordSim-353 that have vectors, 2.3 % of the 4,840 analogies of
 questions-words.txt that can be asked: five passes over the counts of so little text leave it behind word2vec, and nothing here was
-tuned. 35 seconds of steps on 2 busy cores of an AMD EPYC, 840,000 cells a second; counting comes before.
+tuned. 30 seconds of steps on 2 cores of an AMD EPYC, 870,000 cells a second; counting comes before.
 """
 
 from lm.config import default

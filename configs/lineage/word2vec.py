@@ -5,8 +5,8 @@
 
 Expect of sg (skip-gram with negative sampling): a loss of 2.42 nats per pair on the validation split, wars, hostilities and waging near
 war; Spearman's rho 0.42 on the 201 pairs of WordSim-353 that have vectors, 6.3 % of the 4,840 analogies of questions-words.txt that can be
-asked. cbow: 0.37 and 7.5 %; with hierarchical softmax sg-hs: 0.34 and 6.7 %, cbow-hs: 0.40 and 5.9 %. One to three minutes on 2 cores of
-an AMD EPYC (Zen 4).
+asked. cbow: 0.37 and 7.5 %; with hierarchical softmax sg-hs: 0.34 and 6.7 %, cbow-hs: 0.40 and 5.9 %. 40 seconds to two minutes on 2
+cores of an AMD EPYC (Zen 4). gensim on the same text (scripts/words.py --against=gensim, the README's table) scores alike and is faster.
 """
 
 from lm.config import default
