@@ -4,9 +4,10 @@ import math
 import re
 import typing
 
+from lm.errors import LmError
 from lm.hlo.groups import axes, groups
 from lm.hlo.text import Array, Instruction, Module
-from lm.hlo.walk import Executed, executed
+from lm.hlo.walk import Executed, entered, executed
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute", "collective-broadcast")
 _START = 'custom_call_target="AsyncCollectiveStart"'
@@ -56,11 +57,30 @@ def collectives(module: Module, mesh: dict[str, int]) -> list[Collective]:
 
 def with_steps(module: Module, mesh: dict[str, int]) -> list[tuple[Executed, Collective]]:
     """`collectives`, each after the executed instruction that starts it."""
+    _check_reached(module)
     found = []
-    apart = {name for instruction in module.instructions() if instruction.opcode == "async-start" for name in instruction.called["calls"]}
+    apart: set[str] = set()
     for step in executed(module, lambda instruction: bool(_sends(module, instruction))):
+        if step.instruction.opcode in ("async-start", "async-update") or step.computation in apart:
+            apart |= set(entered(module, step.computation, step.instruction))
         found += [(step, one._replace(asynchronous=True) if step.computation in apart else one) for one in starts(module, step, mesh)]
     return found
+
+
+def _check_reached(module: Module):
+    """LmError where something sends that nothing runs, as far as we can read: what is estimated would leave it out."""
+    reached, ahead = set(), [module.entry]
+    while ahead:
+        name = ahead.pop()
+        reached.add(name)
+        for one in module.computations[name].values():
+            inside = one.called.get("calls", ()) if one.opcode == "fusion" else entered(module, name, one)
+            ahead += [callee for callee in inside if callee not in reached]
+    lost = [one.name for name in module.computations.keys() - reached for one in module.computations[name].values()
+            if one.opcode.removesuffix("-start") in KINDS]
+    if lost:
+        raise LmError(f"{len(lost)} collectives of the program, %{min(lost)} among them, are run by nothing that is known: an estimate "
+                      "would leave them out")
 
 
 def starts(module: Module, step: Executed, mesh: dict[str, int]) -> list[Collective]:

@@ -9,7 +9,7 @@ from lm.errors import ConfigError
 from lm.parallel import BATCH
 from lm.parallel.mesh import check_slices
 from lm.plan import layouts, topology
-from lm.plan.analytic import account_of
+from lm.plan.analytic import account_of, limits_of
 
 _GIB = 2**30
 # Positions of a row whose logits are few enough.
@@ -32,7 +32,23 @@ def advice(plan: dict) -> list[str]:
         chunks = [size for size in layouts.divisors(config.data.context) if 1 < size <= _CHUNK and size < config.data.context]
         flags = next(filter(None, (asked.flags({"train.loss_chunk": size}) for size in reversed(chunks))), "")
         lines += [f"logits exist for whole rows: {flags} makes them so many positions at a time"] if flags else []
-    return [*lines, "or let the layout be found: the same command with --search"]
+    return [*lines, _enough(plan, config, asked, rows), "or let the layout be found: the same command with --search"]
+
+
+def _enough(plan: dict, config, asked: "_Asked", rows: float) -> str:
+    """The first of such changes, made together, that should be enough, by what the plan takes and how much less others are likely to."""
+    chunk = {} if config.train.loss_chunk or config.model.name in _NO_LOGITS else {"train.loss_chunk": next(
+        (size for size in reversed(layouts.divisors(config.data.context)) if size <= _CHUNK and size < config.data.context), 0)}
+    names = {name: () for name in ("model.remat_save", "model.remat_offload") if config.model[name.removeprefix("model.")]}
+    keeps = [{}] + [{"model.remat": kind} | names for kind in ("dots", "full") if config.model.remat in ("none", "names", "dots")]
+    now = asked.likely({})
+    for keep in keeps:
+        for times in layouts.divisors(int(rows)) or [1]:
+            values = chunk | keep | ({"train.accumulate": config.train.accumulate * times} if times > 1 else {})
+            takes = plan["hbm_bytes_per_chip"] * asked.likely(values) / now if asked.flags(values) else math.inf
+            if takes <= plan["hbm_limit"]:
+                return f"enough together, at about {takes / _GIB:.3g} GiB: {asked.flags(values)}"
+    return "none of these is enough, nor are all together: take more chips, smaller rows or a smaller model"
 
 
 class _Asked:
@@ -49,13 +65,21 @@ class _Asked:
     def flags(self, values: dict) -> str:
         """{"a.b": value} as a person reads them; "" where the config, its mesh or its parameters refuse them."""
         try:
-            config = layouts.with_values(self._config, values)
-            candidate = layouts.own(config, self._target.chips * self._target.devices_per_chip)
+            candidate = self._candidate(values)
             check_slices(candidate.sizes, self._target.slices)
             account_of(self._config).shares(candidate)
         except ConfigError:
             return ""
         return " ".join(f"{name}={as_text(value)}" for name, value in values.items())
+
+    def likely(self, values: dict) -> float:
+        """Bytes of a device that a step with these values is likely to take, by its shapes alone."""
+        limits = limits_of(self._target, self._config.model.dtype)
+        return account_of(self._config).bound(self._candidate(values), limits, self._config.data.global_batch).likely
+
+    def _candidate(self, values: dict) -> layouts.Candidate:
+        config = layouts.with_values(self._config, values)
+        return layouts.own(config, self._target.chips * self._target.devices_per_chip)
 
 
 def _state(plan: dict, config, asked: _Asked) -> list[str]:

@@ -21,7 +21,7 @@ from lm.parallel import AXES, BATCH, check_replication, parameter_shardings
 from lm.parallel.pipeline import bubble
 from lm.plan.layouts import KEYS, Candidate, own
 from lm.plan.topology import Topology
-from lm.plan.traced import Traced
+from lm.plan.traced import STACKED, Traced
 
 _FLOAT32, _FSDP = 4, ("fsdp", "fsdp_outer")
 
@@ -112,7 +112,7 @@ class Account:
         """Any layout that the config itself asks for does not matter."""
         model, self.traced = config.model, Traced(config)
         self.context, self.ema = config.data.context, bool(config.train.ema)
-        self.deep = model.name in DEEP
+        self.deep, self.stacked = model.name in DEEP, model.name in STACKED
         self.layers, self.width = (model.layers, model.width) if self.deep else (0, 0)
         self.kv_width = (model.kv_heads or model.heads) * (model.head_width or model.width // model.heads) if self.deep else 0
         self._shares: dict[tuple, Shares] = {}
@@ -125,20 +125,23 @@ class Account:
         idle = 1 / (1 - bubble(stages, candidate.microbatches or stages, candidate.repeats))
         cut = sizes["context"] * sizes["tensor"]
         micro = rows / candidate.accumulate / cut
-        kept = micro * (row.kept + row.pieces * (candidate.kernel in (None, "xla"))) / stages * idle
+        # What layers that are not one stack keep between products, a compiler may make again.
+        least = self.traced.row("dots") if candidate.remat == "none" and self.stacked and not candidate.scan_layers else row
+        kept, needed = (micro * (each.kept + each.pieces * (candidate.kernel in (None, "xla"))) / stages * idle for each in (row, least))
         logits = micro * row.logits * (candidate.loss_chunk / self.context if candidate.loss_chunk else 1.0) / stages
-        parts = self._memory(candidate, shares, kept, logits)
-        memory = parts["params"] + parts["optimizer"] + parts["accumulated"] + max(
-            parts["activations"] + max(parts["logits"], parts["gradients"]), parts["gradients"])
+        parts = self._memory(candidate, shares, needed, logits)
+        state = parts["params"] + parts["optimizer"] + parts["accumulated"]
+        rest = needed + max(logits, parts["gradients"])
+        memory = state + max(0.0, rest - limits.fast)  # some of it may lie next to the units
         working = micro * self.traced.layer if self.deep and candidate.remat != "none" else 0.0
         # What waits on the host is all here while it is updated.
         updating = parts["params"] + shares.optimizer + parts["gradients"]
-        likely = max(memory + 2 * logits + working + shares.whole_tables * _FLOAT32, updating)
+        likely = max(state + rest + kept - needed + 2 * logits + working + shares.whole_tables * _FLOAT32, updating)
         # The output matrix is every stage's, which share its work as far as the compiler finds a way.
         flops = rows / cut / stages * ((row.flops - row.head_flops) * idle + row.head_flops)
         alone = rows / cut * row.head_flops * (1 - 1 / stages)
         sent = micro * (self.traced.row("names", candidate.send).kept - row.kept) / stages if candidate.send else 0.0
-        times = self._times(candidate, shares, limits, flops, kept + logits, sent)
+        times = self._times(candidate, shares, limits, flops, needed + logits, sent)
         inside, along, between = self._network(candidate, shares, limits, rows, idle)
         times |= {"network": inside, "between_slices": between}
         again = self._again(candidate, shares, stages) / limits.bandwidth + alone / limits.peak_flops

@@ -104,7 +104,7 @@ def _best_of(config, target: Topology, price: float, steps: float, days: float |
     if least > limit:
         return [], f"does not fit: at least {least / 2**30:.1f} of {limit / 2**30:.1f} GiB"
     if looked.least_seconds > slowest:
-        return [], f"takes at least {looked.least_seconds * steps / _DAY:,.1f} days"
+        return [], f"takes at least {looked.least_seconds * steps / _DAY:,.3g} days"
     return [], "takes too long, as far as the layouts that look fastest tell"
 
 
@@ -146,7 +146,8 @@ def _nothing(table: list[dict], days: float | None, outcome: Outcome) -> str:
         return f"--cheapest: {outcome.stopped}, and nothing was compiled: give more --budget_seconds"
     why = "; ".join(f"{row['topology']}: {row['why']}" for row in table if row["why"])
     within = f" within {days:g} days" if days is not None else ""
-    return f"--cheapest: nothing compiled fits{within} ({why}): compile more, or name other slices"
+    fix = "allow more --days" if days is not None and not any(row["by"] == "compiled" for row in table) else "compile more"
+    return f"--cheapest: nothing compiled fits{within} ({why}): {fix}, or name other slices"
 
 
 def page(result: dict) -> str:

@@ -184,14 +184,19 @@ def fit(config, topology: Topology, kind: str, out: str | pathlib.Path | None = 
     make = plan or (lambda config: running.plan(config, topology, source, overrides))
     tried: dict[int, dict] = {}
     try:
-        for number in guesses(sizes, top, limit, tried):
-            if len(tried) >= most or (tried and time.monotonic() - start > seconds) or _hopeless(tried):
-                ended = False
+        while True:
+            best = max((number for number, found in tried.items() if found["fits"]), default=0)
+            for number in guesses(sizes, best, top, limit, tried):
+                if len(tried) >= most or (tried and time.monotonic() - start > seconds) or _hopeless(tried):
+                    ended = False
+                    break
+                tried[number] = _tried(make, sizes.config(number))
+                say(f"compiled {len(tried)}: {_text(sizes, number)} {_line(tried[number])}")
+            else:
+                ended = True
+            if not ended or (higher := _beyond(sizes, top, limit, tried)) <= top:
                 break
-            tried[number] = _tried(make, sizes.config(number))
-            say(f"compiled {len(tried)}: {_text(sizes, number)} {_line(tried[number])}")
-        else:
-            ended = True
+            top = higher
     finally:
         running.close()
     best = max((number for number, found in tried.items() if found["fits"]), default=0)
@@ -200,6 +205,16 @@ def fit(config, topology: Topology, kind: str, out: str | pathlib.Path | None = 
     winner = (overrides or {}) | {key: as_text(value) for key, value in sizes.values(best).items()}
     found = _answer(sizes, kind, best, top, tried, ended) | {"flags": layouts.as_flags(winner)}
     return keep({name: value for name, value in tried[best].items() if name != "error"}, "fit", found, winner, folder)
+
+
+def _beyond(sizes: Sizes, top: int, limit: float, tried: dict[int, dict]) -> int:
+    """The largest size worth a look where all that were compiled fit, and one of them holds less than its bound, which then rules nothing
+    out: by the bound in the proportion of that plan. Else `top`."""
+    shares = [found["fits"] and found["hbm_bytes_per_chip"] / sizes.topology.devices_per_chip / sizes.bound(number).memory
+              for number, found in tried.items()]
+    if not shares or not all(shares) or min(shares) >= 1:
+        return top
+    return sizes.valid(sizes.span(_MOST, lambda bound: bound.memory * min(shares) <= limit)[1] - 1, 0)
 
 
 def _tried(make: Callable, config) -> dict:
@@ -221,13 +236,14 @@ def _line(found: dict) -> str:
     return found["error"] or f"{'fits' if found['fits'] else 'does not fit'}, {found['hbm_bytes_per_chip'] / 2**30:.2f} GiB"
 
 
-def guesses(sizes: Sizes, top: int, limit: float, tried: dict[int, dict]) -> Iterator[int]:
-    """Which size to compile next, until it is known well enough which is the largest that fits; `tried` is filled meanwhile.
+def guesses(sizes: Sizes, low: int, top: int, limit: float, tried: dict[int, dict]) -> Iterator[int]:
+    """Which size to compile next, until it is known well enough which is the largest that fits, above `low`, which does; `tried` is filled
+    meanwhile.
 
     A guess is where the bound and its error so far meet the limit; where guesses do not halve what is unknown, or a plan has failed, the
     middle is taken.
     """
-    low, high, ratio, wide, failed = 0, top + 1, 1.0, math.inf, False
+    high, ratio, wide, failed = top + 1, 1.0, math.inf, False
     while high - low > max(1, NEAR * low):
         unknown = high - low
         middle, wide = failed or unknown > wide / 2, unknown if tried else math.inf

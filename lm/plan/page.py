@@ -6,6 +6,8 @@ from lm.plan.memory import LARGEST
 
 _BAR = 40
 _GIB = 2**30
+# How often the estimate the compiler's own cycles may be before the page says that one of them is wrong.
+_APART = 2.0
 
 
 def page(plan: dict) -> str:
@@ -51,9 +53,13 @@ def _speed(plan) -> str:
     compiler = f"; the compiler's own cycles {seconds(plan['compiler_seconds'])}" if plan["compiler_seconds"] else ""
     # The compiler counts the body of a loop once, which may even come out below zero.
     compiler += f", its optimal_seconds {seconds(plan['optimal_seconds'])}" if plan["optimal_seconds"] else ""
-    return (f"speed   {seconds(plan['estimated_step_seconds'])} a step, bound by {plan['bound']} (at least "
+    told = (f"speed   {seconds(plan['estimated_step_seconds'])} a step, bound by {plan['bound']} (at least "
             f"{seconds(plan['lower_bound_seconds'])}{compiler})\n"
             f"        MFU {plan['estimated_mfu']:.1%}, {plan['tokens_per_second']:,.0f} tokens/s, {days}")
+    if (plan["compiler_seconds"] or 0) <= _APART * plan["estimated_step_seconds"]:
+        return told
+    return (f"{told}\n        do not rely on it: many small instructions, whose beginnings take most of the time, are not in the estimate; "
+            "the compiler's\n        cycles count them")
 
 
 def seconds(value: float) -> str:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from lm.hlo.collectives import starts
 from lm.hlo.text import Instruction, Module
-from lm.hlo.walk import Executed, executed
+from lm.hlo.walk import Executed, began, entered, executed
 from lm.hlo.work import work
 from lm.plan.device import Device
 from lm.plan.kernels import kernel_flops
@@ -108,8 +108,12 @@ class _Run:
         instruction, times = step.instruction, step.times
         cycles = _CYCLES.search(instruction.attributes)
         self.cycles += times * int(cycles[1]) if cycles and cycles[1] != _NO_ESTIMATE else 0
-        if instruction.opcode == "async-start":
-            self._apart |= dict.fromkeys(instruction.called.get("calls", ()), instruction.name)
+        if instruction.opcode in ("async-start", "async-update"):
+            key = began(self._module, step.computation, instruction.name)
+            self._apart |= dict.fromkeys(entered(self._module, step.computation, instruction), key)
+            return
+        if (inner := entered(self._module, step.computation, instruction)) and step.computation in self._apart:
+            self._apart |= dict.fromkeys(inner, self._apart[step.computation])
             return
         sends = starts(self._module, step, self._mesh)
         for collective in sends:
@@ -156,6 +160,7 @@ class _Run:
 
     def _finish(self, step):
         ended = step.instruction.operands[:1] if step.instruction.opcode.endswith("-done") else ()
+        ended = [began(self._module, step.computation, name) for name in ended]
         for key in (*ended, self._marks_of(step).ends):
             waited, of_class = self.timeline.finish(key)
             if waited:

@@ -96,12 +96,12 @@ def shapes(kind: str) -> tuple[tuple[int, ...], ...]:
 
 
 def nearest(kind: str, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The slices of a kind most like a shape: in the lengths of their sides and in their number of chips."""
+    """The slices of a kind most like a shape: in their number of chips above all, and in the lengths of their sides."""
     chips, sides = max(1, math.prod(shape)), sorted((max(1, side) for side in shape), reverse=True)
 
     def distance(other):
         unlike = sum(abs(math.log(a / b)) for a, b in itertools.zip_longest(sorted(other, reverse=True), sides, fillvalue=1))
-        return unlike + abs(math.log(math.prod(other) / chips))
+        return unlike + 2 * abs(math.log(math.prod(other) / chips))
 
     return sorted(shapes(kind), key=distance)[:_SHOWN]
 

@@ -133,3 +133,16 @@ def test_no_compiled_program_is_under_its_bound(keys, tmp_path):
     assert found.seconds <= 1.02 * plan["lower_bound_seconds"] <= plan["estimated_step_seconds"]
     assert found.times["compute"] * 197e12 == pytest.approx(plan["flops_per_chip"], rel=0.05)
     assert math.isfinite(found.serial)
+
+
+def test_what_layers_keep_that_are_no_stack_may_be_made_again_but_for_products_and_some_lies_next_to_the_units():
+    def bound(**keys):
+        return analytic.lower_bound(tiny(data__global_batch=4096, model__remat=keys.pop("remat", "none"), **keys), V5E)
+
+    stacked, unrolled, dots = bound(model__scan_layers=True), bound(model__scan_layers=False), bound(model__scan_layers=False, remat="dots")
+    assert unrolled.memory == dots.memory < stacked.memory and unrolled.parts["activations"] == dots.parts["activations"]
+    assert unrolled.likely == stacked.likely
+    near = analytic.limits_of(V5E, "bfloat16").fast
+    parts = stacked.parts
+    assert near > 1e8 and stacked.memory == pytest.approx(
+        parts["params"] + parts["optimizer"] + parts["activations"] + max(parts["logits"], parts["gradients"]) - near)

@@ -45,7 +45,7 @@ def test_guesses_find_the_largest_that_fits(truth):
     assert low <= 1732 < high <= 1.03 * low
     top = sizes.valid(high - 1, 0)
     assert top % 3
-    for number in fit.guesses(sizes, top, 3e6, tried):
+    for number in fit.guesses(sizes, 0, top, 3e6, tried):
         fits = number <= truth
         tried[number] = {"fits": fits, "error": "", "hbm_bytes_per_chip": 2.9e6 * (number / truth) ** 2, "hbm_limit": 3e6}
     best, misfit = max((n for n in tried if tried[n]["fits"]), default=0), min(n for n in tried if not tried[n]["fits"])
@@ -62,6 +62,18 @@ def test_the_largest_batch_is_that_of_a_scan_over_all(monkeypatch):
     assert not planned(layouts.with_values(tiny(train__accumulate=2), {"data.global_batch": answer["value"] + 8}))["fits"]
     assert answer["least_that_does_not_fit"] == answer["value"] + 8 and answer["decided_by"] == "compiled"
     assert found["overrides"] == {"data.global_batch": str(answer["value"])} and str(answer["value"]) in fit.page(found).replace(",", "")
+
+
+def test_a_plan_below_its_bound_shows_that_the_bound_rules_nothing_out():
+    def lean(config):
+        found = planned(config)
+        memory = 0.6 * lower_bound(config, V5E).memory
+        return found | {"hbm_bytes_per_chip": memory, "fits": memory <= LIMIT}
+
+    found = fit.fit(tiny(), V5E, "batch", plan=lean, say=quiet, most=30)["fit"]
+    assert lower_bound(layouts.with_values(tiny(), {"data.global_batch": found["value"]}), V5E).memory > 1.5 * LIMIT
+    largest = max(row["bytes"] for row in found["compiled"] if row["fits"])
+    assert 0.95 * LIMIT < largest <= LIMIT and found["decided_by"] in ("compiled", "bound")
 
 
 def test_contexts_are_what_the_mesh_can_cut():

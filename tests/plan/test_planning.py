@@ -11,8 +11,9 @@ from lm import config as configs
 from lm.errors import ConfigError
 from lm.hlo.text import parse
 from lm.parallel import AXES
-from lm.plan import memory, planning, roofline, topology
+from lm.plan import layouts, memory, planning, roofline, topology
 from lm.plan.advice import advice
+from lm.plan.analytic import lower_bound
 from lm.plan.machine import Times
 from lm.plan.memory import Buffer
 from lm.plan.page import page
@@ -117,6 +118,18 @@ def test_advice_names_what_takes_most():
     assert text.startswith("18.00 GiB a chip too much")
     wanted = ("mesh.fsdp=-1 mesh.replica=1", "model.remat=dots", "model.remat=full", "train.accumulate=2", "loss_chunk=512", "--search")
     assert all(key in text for key in wanted) and "layout." not in text
+
+
+def test_advice_ends_with_what_should_be_enough_together_or_that_nothing_is():
+    config = tiny(model__remat="none", mesh__fsdp=1, mesh__replica=-1, data__global_batch=8192)
+    (told,) = [line for line in advice(misfit(config, "v5e:2x2", replica=4)) if line.startswith("enough together, at about ")]
+    values = dict(flag.split("=") for flag in told.partition("GiB: ")[2].split())
+    assert set(values) == {"train.loss_chunk", "train.accumulate"} and 2048 % int(values["train.accumulate"]) == 0
+    there = [lower_bound(layouts.with_values(config, given), topology.parse("v5e:2x2")).likely for given in ({}, {
+        name: int(value) for name, value in values.items()})]
+    assert there[1] * 34 / 16 <= there[0]
+    small = tiny(model__remat="none", mesh__fsdp=1, mesh__replica=-1, model__width=2048, model__layers=8, data__context=16)
+    assert any(line.startswith("none of these is enough, nor are all together") for line in advice(misfit(small, "v5e:2x2", replica=4)))
 
 
 @pytest.mark.parametrize(("keys", "target", "sizes", "said", "unsaid"), [

@@ -6,10 +6,12 @@ import jax
 import pytest
 from jax.experimental import serialize_executable
 
+from lm.hlo.collectives import collectives
 from lm.hlo.text import parse
 from lm.plan import memory, topology
 from lm.plan.absent import job_of
 from lm.plan.program import compile_job, out_of_memory
+from lm.plan.roofline import estimate
 from tests.plan.tiny import tiny
 from tests.uncached import uncached
 
@@ -63,6 +65,20 @@ def test_the_state_without_weights_has_the_bytes_of_the_program(here):
     batch = sum(array.nbytes for array in job.batch(0).values())
     counters = 8  # of the step and of Adam
     assert sizes["params"] + sizes["optimizer"] + batch + counters == pytest.approx(program.memory["argument"], abs=16)
+
+
+def test_what_the_sparse_core_sends_is_seen():
+    """The compiler of tpu7x gives it the sums of gradients, of which each of eight devices has a whole."""
+    pytest.importorskip("libtpu", reason="the TPU compiler is not installed: pip install -e '.[plan]'")
+    job = job_of(tiny(mesh__fsdp=1, mesh__replica=-1, data__global_batch=16), topology.devices(topology.parse("tpu7x:2x2x1")))
+    program = compile_job(job)
+    gradients = sum(leaf.size for leaf in jax.tree.leaves(job.abstract_state().params))
+    found = collectives(program.module, dict(job.mesh.shape))
+    sums = sum(one.bytes for one in found if one.kind == "all-reduce" and one.axis == "replica")
+    assert 'execution_thread="sparsecore"' in program.text and 2 * gradients <= sums <= 4.1 * gradients
+    seconds = estimate(program.module, topology.parse("tpu7x:2x2x1"), job.mesh)
+    (row,) = [row for row in seconds.by_class if row["class"] == "collectives"]
+    assert row["seconds"] > 0 and seconds.lower_bound <= seconds.seconds
 
 
 def test_a_step_that_does_not_fit_is_explained_to_the_end():
