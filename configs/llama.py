@@ -33,7 +33,7 @@ class Size:
     rope_base: float = 10_000.0
 
 
-# On 256 chips of a torus of 16 x 16, on 512 of one of 8 x 8 x 8, where two axes win nothing.
+# On 256 chips of a torus of 16 x 16, on 512 of one of 8 x 8 x 8: two axes, so that gradients are scattered and not reduced whole.
 _SQUARE, _CUBE = {"mesh.fsdp_outer": 16, "mesh.fsdp": 16}, {"mesh.fsdp_outer": 64, "mesh.fsdp": 8}
 
 

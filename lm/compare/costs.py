@@ -46,8 +46,7 @@ def costs(run: Run, lines: list[dict]) -> dict | None:
     """What the train lines of a run's metrics say that it cost; None where there are none.
 
     {"parameters", "tokens", "flops" of training by the objective's account (0 for counted models), "seconds" in steps, "wall_seconds",
-    "tokens_per_second" and "mfu" (see `speed`), and "together": how many seeds
-    shared the device's time (1: the run had it alone)}.
+    "tokens_per_second" and "mfu" (see `speed`), "together": how many seeds shared the device's time (1: the run had it alone)}.
     """
     if not lines:
         return None

@@ -142,7 +142,8 @@ def compare(a: Frontier, b: Frontier, loss: float | None = None) -> Advantage:
         drawn = b.log_flops_for(losses, shuffled) - a.log_flops_for(losses, a.draws[:count])
         ratio = _ratio(logs.mean(), drawn.mean(1), a.level)
     ratios = [(float(each), _ratio(logs[i], drawn[:, i], a.level)) for i, each in enumerate(losses)]
-    return Advantage(a.family, b.family, ratio, (float(losses[0]), float(losses[-1])), ratios, _sentence(a, b, ratio, losses))
+    text = _sentence(a, b, ratio, losses) + _outside(a, "more") + _outside(b, "less")
+    return Advantage(a.family, b.family, ratio, (float(losses[0]), float(losses[-1])), ratios, text)
 
 
 def _ratio(log: float, draws: np.ndarray, level: float) -> Estimate:
@@ -156,13 +157,11 @@ def _ratio(log: float, draws: np.ndarray, level: float) -> Estimate:
 def _sentence(a: Frontier, b: Frontier, ratio: Estimate, losses: np.ndarray) -> str:
     where = f"a loss of {losses[0]:.4g}" if len(losses) == 1 else f"the same loss, from {losses[-1]:.4g} down to {losses[0]:.4g}"
     if ratio.low is None and ratio.high is None:
-        told = f"{b.family} needs {_times(ratio.value)}x the compute of {a.family} for {where} (the points leave the interval open)"
-        return told + _outside(a, "more") + _outside(b, "less")
+        return f"{b.family} needs {_times(ratio.value)}x the compute of {a.family} for {where} (the points leave the interval open)"
     told = f"{b.family} needs {_times(ratio.value)}x [{_times(ratio.low)}, {_times(ratio.high)}] the compute of {a.family} for {where}"
     if None in (ratio.low, ratio.high):
         told += f" (the points leave the {'lower' if ratio.low is None else 'upper'} end of the interval open)"
-    told += "" if (ratio.low or 0) > 1 or (ratio.high or np.inf) < 1 else "; which needs less is open"
-    return told + _outside(a, "more") + _outside(b, "less")
+    return told if (ratio.low or 0) > 1 or (ratio.high or np.inf) < 1 else f"{told}; which needs less is open"
 
 
 def _outside(frontier: Frontier, ratio: str) -> str:

@@ -133,9 +133,9 @@ def _arm(workdir, name, reference, ask) -> dict:
             scores.append(score | {"seed": seed, "run": str(run.relative_to(workdir)), "hash": config.get("hash"),
                                    "commit": environment.get("git"), "machine": machine_of(environment)})
     for file in sorted(root.glob(f"*/*/{FAILED}")):
-        if not (file.parent / SCORE).exists() and read_json(file)["fatal"]:  # else it is tried again
-            failed.append({"run": str(file.parent.relative_to(workdir)), "error": read_json(file)["error"],
-                           "diverged": read_json(file).get("diverged", False)})
+        told = read_json(file)
+        if told["fatal"] and not (file.parent / SCORE).exists():  # else it is tried again
+            failed.append({"run": str(file.parent.relative_to(workdir)), "error": told["error"], "diverged": told.get("diverged", False)})
     tuned = _optional(root / TUNED)
     if tuned and tuned["best"] is None:
         diverged = all(trial["diverged"] for rung in tuned["rungs"] for trial in rung["trials"])

@@ -1,6 +1,5 @@
 """What a comparison came to, in sentences that claim no more than their intervals."""
 
-import functools
 import math
 
 from lm.compare.budgets import TOLERANCE, Budget
@@ -224,16 +223,15 @@ def _ground(found, scored, rows) -> str:
 
 def off_budget(budget: dict | None, arms: list[dict]) -> list[str]:
     """A sentence for each arm whose runs took more or less than a budget allows that was measured before they were trained."""
-    measured = {"memory": (("memory_bytes",), TOLERANCE, "it was trained on other devices than it was sized on"),
-                "seconds": (("train", "seconds"), OF_SECONDS, "its steps took another time than when they were measured, so that it is not "
-                            "at equal seconds")}
+    measured = {"memory": (lambda score: score.get("memory_bytes"), TOLERANCE, "it was trained on other devices than it was sized on"),
+                "seconds": (lambda score: (score.get("train") or {}).get("seconds"), OF_SECONDS,
+                            "its steps took another time than when they were measured, so that it is not at equal seconds")}
     if not budget or budget["kind"] not in measured:
         return []
-    path, tolerance, why = measured[budget["kind"]]
+    met, tolerance, why = measured[budget["kind"]]
     told = []
     for arm in arms:
-        met = [functools.reduce(lambda at, name: (at or {}).get(name), path, score) for score in arm["scores"]]
-        worst = max((Budget(**budget).error(each) for each in met if each), key=abs, default=0.0)
+        worst = max((Budget(**budget).error(each) for each in map(met, arm["scores"]) if each), key=abs, default=0.0)
         if abs(worst) > tolerance:
             told.append(f"{arm['name']} is {worst:+.1%} off the budget of {budget['kind']}: {why}.")
     return told

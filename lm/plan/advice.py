@@ -28,17 +28,21 @@ def advice(plan: dict) -> list[str]:
         if flags := asked.flags({"train.accumulate": config.train.accumulate * times}):
             lines.append(f"a device has {rows:g} rows at once: {flags} leaves {rows / times:g} of them to the forward pass at a time")
             break
-    if not config.train.loss_chunk and config.model.name not in _NO_LOGITS:
-        chunks = [size for size in layouts.divisors(config.data.context) if 1 < size <= _CHUNK and size < config.data.context]
-        flags = next(filter(None, (asked.flags({"train.loss_chunk": size}) for size in reversed(chunks))), "")
-        lines += [f"logits exist for whole rows: {flags} makes them so many positions at a time"] if flags else []
-    return [*lines, _enough(plan, config, asked, rows), "or let the layout be found: the same command with --search"]
+    chunk = _chunk(config, asked)
+    lines += [f"logits exist for whole rows: {asked.flags(chunk)} makes them so many positions at a time"] if chunk else []
+    return [*lines, _enough(plan, config, asked, rows, chunk), "or let the layout be found: the same command with --search"]
 
 
-def _enough(plan: dict, config, asked: "_Asked", rows: float) -> str:
+def _chunk(config, asked: "_Asked") -> dict:
+    """The largest loss by chunks that the config can take, {} where it has one, has no logits or can take none."""
+    if config.train.loss_chunk or config.model.name in _NO_LOGITS:
+        return {}
+    sizes = [size for size in layouts.divisors(config.data.context) if 1 < size <= _CHUNK and size < config.data.context]
+    return next((values for size in reversed(sizes) if asked.flags(values := {"train.loss_chunk": size})), {})
+
+
+def _enough(plan: dict, config, asked: "_Asked", rows: float, chunk: dict) -> str:
     """The first of such changes, made together, that should be enough, by what the plan takes and how much less others are likely to."""
-    chunk = {} if config.train.loss_chunk or config.model.name in _NO_LOGITS else {"train.loss_chunk": next(
-        (size for size in reversed(layouts.divisors(config.data.context)) if size <= _CHUNK and size < config.data.context), 0)}
     names = {name: () for name in ("model.remat_save", "model.remat_offload") if config.model[name.removeprefix("model.")]}
     keeps = [{}] + [{"model.remat": kind} | names for kind in ("dots", "full") if config.model.remat in ("none", "names", "dots")]
     now = asked.likely({})

@@ -185,8 +185,7 @@ def fit(config, topology: Topology, kind: str, out: str | pathlib.Path | None = 
     tried: dict[int, dict] = {}
     try:
         while True:
-            best = max((number for number, found in tried.items() if found["fits"]), default=0)
-            for number in guesses(sizes, best, top, limit, tried):
+            for number in guesses(sizes, _largest(tried), top, limit, tried):
                 if len(tried) >= most or (tried and time.monotonic() - start > seconds) or _hopeless(tried):
                     ended = False
                     break
@@ -199,7 +198,7 @@ def fit(config, topology: Topology, kind: str, out: str | pathlib.Path | None = 
             top = higher
     finally:
         running.close()
-    best = max((number for number, found in tried.items() if found["fits"]), default=0)
+    best = _largest(tried)
     if not best:
         raise PlanError(f"--fit={kind}: {_nothing(sizes, tried, top)}")
     winner = (overrides or {}) | {key: as_text(value) for key, value in sizes.values(best).items()}
@@ -210,11 +209,16 @@ def fit(config, topology: Topology, kind: str, out: str | pathlib.Path | None = 
 def _beyond(sizes: Sizes, top: int, limit: float, tried: dict[int, dict]) -> int:
     """The largest size worth a look where all that were compiled fit, and one of them holds less than its bound, which then rules nothing
     out: by the bound in the proportion of that plan. Else `top`."""
-    shares = [found["fits"] and found["hbm_bytes_per_chip"] / sizes.topology.devices_per_chip / sizes.bound(number).memory
-              for number, found in tried.items()]
-    if not shares or not all(shares) or min(shares) >= 1:
+    if not tried or not all(found["fits"] for found in tried.values()):
         return top
-    return sizes.valid(sizes.span(_MOST, lambda bound: bound.memory * min(shares) <= limit)[1] - 1, 0)
+    share = min(found["hbm_bytes_per_chip"] / sizes.topology.devices_per_chip / sizes.bound(number).memory
+                for number, found in tried.items())
+    return sizes.valid(sizes.span(_MOST, lambda bound: bound.memory * share <= limit)[1] - 1, 0) if share < 1 else top
+
+
+def _largest(tried: dict[int, dict]) -> int:
+    """The largest size that is known to fit, 0 where none is."""
+    return max((number for number, found in tried.items() if found["fits"]), default=0)
 
 
 def _tried(make: Callable, config) -> dict:
