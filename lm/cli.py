@@ -108,6 +108,14 @@ def _cell(value) -> str:
     return "" if value is None else f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
+def human(number: float) -> str:
+    """A number with its thousands as a letter, ready for a unit: `1.5 G`."""
+    for unit in ("", "k", "M", "G", "T", "P", "E"):
+        if abs(number) < 1000 or unit == "E":
+            return f"{number:.4g} {unit}"
+        number /= 1000
+
+
 def run(main):
     """Calls main(argv), turns errors into one line on standard error and the process into an exit code."""
     if "--debug" not in sys.argv:

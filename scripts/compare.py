@@ -41,7 +41,8 @@ def parser_of() -> cli.Parser:
     add("--tune", metavar="rates|none|KEY,...", help="what is tuned: the learning rates (default), nothing, or keys, which move together")
     add("--factors", metavar="F,...", help="the grid, times the config's values (default: 0.25,0.5,1,2,4)")
     add("--shares", metavar="S,...", help="shares of a run's length that the rungs of tuning train (default: 0.25,0.5,1)")
-    add("--prompts", metavar="TEXT", action="append", help="text that each model continues, for the report; may be repeated")
+    add("--prompts", metavar="TEXT", action="append",
+        help="text that each model continues for the report (default: passages of the text); may be repeated")
     add("--suites", metavar="NAME:FILE,...", help="evaluations of scripts/eval.py --suite for each model")
     add("--together", choices=("auto", "yes", "no"), help="train the seeds of an arm at once on one device (default: where that is faster)")
     add("--workers", type=int, metavar="N", help="processes that work at once on this machine (default: 1), or jobs that --submit starts "

@@ -10,32 +10,30 @@ from lm import cli
 from lm.compare import breakdown
 from lm.compare.copying import copy_probe
 from lm.compare.costs import costs
-from lm.compare.latency import decode_latency, decodes
+from lm.compare.latency import decode_latency
 from lm.compare.measured import step_memory
+from lm.compare.samples import passages, samples
 from lm.data.files import atomic_file
 from lm.errors import ConfigError, DiskError
 from lm.evaluate import evaluate_run, suite
-from lm.generate import Generator, Sampling
 from lm.interop import lm_eval
 from lm.metrics.writers import read_lines
 from lm.models import CountedModel
 from lm.run import Run, open_run
 
 DOCUMENTS = "scores/documents.npz"
-TEMPERATURES = (0.0, 0.8)  # of the samples of each prompt: greedy, and drawn
-_SEED = 0
 # What an evaluation line has beside the evaluation.
 _OF_LINE = ("kind", "seconds", "data")
 
 
-def score(workdir, full: bool = True, prompts: Sequence[str] = (), suites: Sequence[str] = (), diverged: bool = False) -> dict:
+def score(workdir, full: bool = True, prompts: Sequence[str] | None = (), suites: Sequence[str] = (), diverged: bool = False) -> dict:
     """What there is to say of a trained run: {"step", "diverged", "seed", "train": `lm.compare.costs.costs`, ...its evaluation}.
 
     With `full` also "position", "frequency", "recall" (`lm.compare.breakdown`; nats and bytes of each document go to
     scores/documents.npz), "copy" (`lm.compare.copying`), "memory_bytes", "decode" (`lm.compare.latency`), "suites" {"NAME:FILE":
-    {"measure", "value", "stderr"}} of entries such as "choice:FILE.jsonl", and "samples" [{"prompt", "text", "temperature"}]. Without it
-    the evaluation of the last step is that of training, if there was one. A run that `diverged`, as its caller knows or its evaluation
-    says, has no more than its costs.
+    {"measure", "value", "stderr"}} of entries such as "choice:FILE.jsonl", and "samples" [{"prompt", "text", "temperature"}] of the
+    prompts, where they are None of passages of the text (`lm.compare.samples`). Without it the evaluation of the last step is that of
+    training, if there was one. A run that `diverged`, as its caller knows or its evaluation says, has no more than its costs.
     """
     run = open_run(workdir)
     lines = read_lines(run.workdir / "metrics.jsonl")
@@ -94,11 +92,12 @@ def _evaluated(run: Run) -> dict:
                          "recall": parts.recall(), "copy": copy_probe(run, run.objective.stores(prepared, split))}
 
 
-def _more(run: Run, trained: list[dict], prompts: Sequence[str], suites: Sequence[str]) -> dict:
+def _more(run: Run, trained: list[dict], prompts: Sequence[str] | None, suites: Sequence[str]) -> dict:
     """What a full score has beside the evaluation."""
     params, _ = run.parameters()
+    prompts = passages(run, run.prepare()) if prompts is None else prompts
     return {"memory_bytes": _memory(run) if trained else None, "decode": decode_latency(run, params),
-            "suites": measured_suites(run, suites) if suites else {}, "samples": samples(run, params, prompts) if prompts else []}
+            "suites": measured_suites(run, suites) if suites else {}, "samples": samples(run, params, prompts)}
 
 
 def _memory(run: Run) -> int | None:
@@ -134,16 +133,3 @@ def _first_measure(values: dict) -> dict:
         if error in values:
             return {"measure": measure, "value": value, "stderr": values[error]}
     raise ConfigError(f"a suite gave {', '.join(values)} and no value with a standard error: leave it out")
-
-
-def samples(run: Run, params, prompts: Sequence[str]) -> list[dict]:
-    """[{"prompt", "text", "temperature"}]: each prompt continued greedily and, with a seed of its own, by chance; [] without decoding."""
-    if not decodes(run.model, run.objective):
-        return []
-    generator = Generator(run.model, params, run.tokenizer, prefix=run.objective.bidirectional_prompts)
-    found = []
-    for temperature in TEMPERATURES:
-        completions = generator(list(prompts), sampling=Sampling(temperature=temperature), seed=_SEED)
-        found += [{"prompt": prompts[done.prompt], "text": run.tokenizer.continuation(done.tokens), "temperature": temperature}
-                  for done in completions]
-    return sorted(found, key=lambda sample: prompts.index(sample["prompt"]))

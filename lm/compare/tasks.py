@@ -43,7 +43,7 @@ class Task:
     base: ConfigDict
     values: Mapping[str, object]
     full: bool
-    prompts: tuple[str, ...] = ()
+    prompts: tuple[str, ...] | None = ()
     suites: tuple[str, ...] = ()
     together: tuple[int, ...] = ()
     measure: bool = False
@@ -165,7 +165,9 @@ def trial_task(ask: Ask, arm: Arm, trial: tuning.Trial) -> Task:
 def seed_task(ask: Ask, arm: Arm, seed: int, values: Mapping[str, float]) -> Task:
     """The run of a seed, with the tuned values."""
     values = OF_RUNS | dict(values) | {"seed": seed}
-    return Task(arm.seed_run(seed), arm.config, values, full=True, prompts=ask.prompts, suites=ask.suites,
+    # A report shows what one seed writes: of passages of the text, where no prompts are asked for.
+    prompts = ask.prompts or (None if seed == ask.seeds[0] else ())
+    return Task(arm.seed_run(seed), arm.config, values, full=True, prompts=prompts, suites=ask.suites,
                 lock="" if arm.together is False else f"arms/{arm.name}/seeds")
 
 

@@ -176,7 +176,9 @@ def perform(workdir: pathlib.Path, task: Task):
             workers = max(1, workers, at_work(workdir))
             for run in task.runs:
                 told = {"seconds": round((time.perf_counter() - start) / len(task.runs), 3), "workers": workers}
-                _attempt(workdir, task, [run], functools.partial(_score, workdir / run, task, told))
+                # Passages of the text are for one of them to go on with.
+                prompts = task.prompts if run == task.runs[0] else task.prompts or ()
+                _attempt(workdir, task, [run], functools.partial(_score, workdir / run, task, prompts, told))
         _forget()
 
 
@@ -272,7 +274,7 @@ def measured(task: Task) -> dict:
     return {"together": faster, "seconds": seconds, "apart": apart}
 
 
-def _score(folder: pathlib.Path, task: Task, told: dict):
+def _score(folder: pathlib.Path, task: Task, prompts: tuple[str, ...] | None, told: dict):
     """Writes the score of a run that is trained, with what is `told` of the whole task: the seconds that it took, and how many workers of
     this machine, itself among them, were at work when it began or when it had trained; and where."""
     from lm import config as configs
@@ -283,7 +285,7 @@ def _score(folder: pathlib.Path, task: Task, told: dict):
     whole = bool(lines) and lines[-1]["step"] >= configs.of_run(folder).train.steps
     if not whole and task.full:
         raise NonFiniteError(f"its numbers stopped being finite at step {lines[-1]['step'] if lines else 1}: see its {LOG}")
-    found = scores.score(folder, full=task.full, prompts=task.prompts, suites=task.suites, diverged=not whole)
+    found = scores.score(folder, full=task.full, prompts=prompts, suites=task.suites, diverged=not whole)
     write_json(folder / tasks.SCORE, found | {"task": told | {"host": socket.gethostname()}})
     if not task.full:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a trial's weights serve nobody

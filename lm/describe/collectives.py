@@ -2,10 +2,10 @@
 
 import linecache
 import pathlib
-import re
 
 import lm
 from lm.hlo.collectives import with_steps
+from lm.hlo.names import phase_and_module
 from lm.hlo.text import Module
 from lm.parallel import make_mesh
 from lm.plan.device import Device
@@ -15,8 +15,6 @@ from lm.plan.roofline import algorithm_of
 from lm.plan.topology import Topology, devices
 
 ROOT = pathlib.Path(lm.__file__).parents[1]
-# Of the path that JAX gives an operation, what is no module: transformations, loops, methods.
-_NO_MODULE = re.compile(r"while|body|closed_call|checkpoint|rematted_computation|shard_map|cond|branch_\d+_fun|.*[(.].*")
 
 
 def device_of(sizes: dict[str, int], topology: Topology) -> Device | None:
@@ -47,18 +45,6 @@ def annotated(module: Module, sizes: dict[str, int], device: Device | None = Non
         if device:
             row["seconds"] += one.count * device.network_seconds(one, algorithm_of(module, step.instruction))
     return sorted(rows.values(), key=lambda row: -row["sent"])
-
-
-def phase_and_module(op_name: str) -> tuple[str, str]:
-    """(`forward`, `forward again` for the backward pass, `backward` or nothing, the module such as `layers/attention`) of an operation by
-    the name that JAX gives it."""
-    argument = re.findall(r"\['(\w+)'\]", op_name.replace("\\", ""))
-    if argument:  # an argument of the step, named by its place in the state
-        return "", "/".join(argument)
-    names = op_name.split("/")
-    phase = "forward again" if "rematted_computation" in names else "backward" if "transpose(" in op_name else \
-        "forward" if "jvp(" in op_name else ""
-    return phase, "/".join(name for name in names[:-1] if not _NO_MODULE.fullmatch(name))
 
 
 def line_of(source: str) -> str:

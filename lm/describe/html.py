@@ -4,6 +4,7 @@ import itertools
 
 import jinja2
 
+from lm import cli
 from lm import config as configs
 from lm.describe import page
 from lm.describe.template import TEMPLATE
@@ -37,7 +38,7 @@ def html_of(description: dict) -> str:
         title=page.title(description), tiles=_tiles(description), bars=bars, changed=_changed(description), difference=None,
         memory=_bar("as compiled" if plan else "estimated", parts, "B", {name: i for i, (name, _) in enumerate(parts)},
                     page.limit_of(description)) | {"limit": page.limit_text(description)},
-        unit=page.unit_of(description), host=f"{page.human(memory['host'])}B" if memory["host"] else "", exact=plan is not None,
+        unit=page.unit_of(description), host=f"{cli.human(memory['host'])}B" if memory["host"] else "", exact=plan is not None,
         components=_table(page.component_rows(description), colours), parameters=_table(page.parameter_rows(description)),
         picture=picture(plan["timeline"], plan["hbm_limit"], plan["peak_breakdown"]) if timed else None,
         largest=_largest(plan) if plan else None, collectives=description.get("collectives"), note=description.get("note"))
@@ -59,9 +60,9 @@ def _tiles(description) -> list[tuple[str, str]]:
     totals = description["totals"]
     held = sum(size for _, size in page.memory_parts(description))
     tiles = [("parameters", _count(totals["parameters"])),
-             ("FLOPs of a token in training", page.human(totals["train_flops_per_token"]).strip()),
+             ("FLOPs of a token in training", cli.human(totals["train_flops_per_token"]).strip()),
              ("tokens of a step", f"{totals['tokens_per_step']:,.0f}"),
-             (f"memory of a {page.unit_of(description)}", f"{page.human(held)}B{page.limit_text(description)}")]
+             (f"memory of a {page.unit_of(description)}", f"{cli.human(held)}B{page.limit_text(description)}")]
     plan = description.get("plan")
     if plan and plan["estimated_step_seconds"]:
         tiles += [("seconds of a step, estimated", f"{plan['estimated_step_seconds']:.3g}"),
@@ -79,9 +80,9 @@ def _bar(name, parts, unit, colours, limit=None) -> dict:
     """A bar of parts [(name, amount)]; it is as long as their sum, or as the limit where that is more."""
     total = sum(amount for _, amount in parts)
     whole = max(total, limit or 0) or 1
-    segments = [{"name": part, "text": f"{page.human(amount)}{unit}".strip(), "percent": 100 * amount / whole, "colour": colours[part],
+    segments = [{"name": part, "text": f"{cli.human(amount)}{unit}".strip(), "percent": 100 * amount / whole, "colour": colours[part],
                  "share": page.share(amount, total)} for part, amount in parts if amount]
-    return {"name": name, "total": f"{page.human(total)}{unit}".strip(), "segments": segments,
+    return {"name": name, "total": f"{cli.human(total)}{unit}".strip(), "segments": segments,
             "limit_percent": 100 * (limit or 0) / whole}
 
 
@@ -98,7 +99,7 @@ def _cell(value) -> str:
 
 
 def _largest(plan) -> dict | None:
-    rows = [{"what": row["shape"], "times": row["count"], "bytes": f"{page.human(row['bytes'])}B", "part of": row["part"],
+    rows = [{"what": row["shape"], "times": row["count"], "bytes": f"{cli.human(row['bytes'])}B", "part of": row["part"],
              "line": row["source"] or row["op_name"]} for row in plan["largest_buffers"]]
     return _table(rows) if rows else None
 
@@ -135,10 +136,10 @@ def picture(timeline: list[list[float]], limit: float, breakdown: dict[str, int]
     return {
         "width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - 6, "bottom": TOP + down,
         "line": "M" + outline(most)[1:], "areas": [f"M{x(0)},{y(0)}{outline(part)}L{x(1)},{y(0)}Z" for part in (most, state)],
-        "state_text": f"parameters and optimizer, up to {page.human(state)}B",
-        "limit": None if shown is None else y(shown), "limit_text": f"{page.human(limit)}B there are",
-        "ticks": [(y(held), f"{page.human(held)}B") for held in ticks], "shares": [(x(i / 4), f"{25 * i} %") for i in range(5)],
-        "peak": (x((timeline[peak][0] + ends[peak]) / 2), y(most), f"{page.human(most)}B"),
+        "state_text": f"parameters and optimizer, up to {cli.human(state)}B",
+        "limit": None if shown is None else y(shown), "limit_text": f"{cli.human(limit)}B there are",
+        "ticks": [(y(held), f"{cli.human(held)}B") for held in ticks], "shares": [(x(i / 4), f"{25 * i} %") for i in range(5)],
+        "peak": (x((timeline[peak][0] + ends[peak]) / 2), y(most), f"{cli.human(most)}B"),
         "anchor": "start" if timeline[peak][0] < 0.1 else "end" if timeline[peak][0] > 0.9 else "middle",
     }
 

@@ -36,7 +36,7 @@ def parameter_rows(description: dict) -> list[dict]:
         rows.append({"parameter": row["name"], "shape": f"{row['count']} of {shape}" if row["count"] > 1 else shape,
                      "logical axes": ", ".join(str(axis or "-") for axis in row["axes"]), "cut by" if several else "may be cut by": mesh,
                      "init": initial(row["init"]), "group": row["group"], "decays": "yes" if row["decays"] else "no",
-                     "entries": row["entries"], "on a device": f"{human(row['bytes']['parameters'])}B"})
+                     "entries": row["entries"], "on a device": f"{cli.human(row['bytes']['parameters'])}B"})
     return rows
 
 
@@ -57,7 +57,7 @@ def component_rows(description: dict) -> list[dict]:
     def cells(name, entries, forward, training, sizes):
         return {"component": name, "entries": entries or None, "of all": share(entries, totals["parameters"]),
                 "FLOPs a token": flops(forward), "in training": flops(training), "of them": share(training, totals["train_flops_per_token"])
-                } | {kind: f"{human(sizes[kind])}B" if sizes.get(kind) else "" for kind in kinds}
+                } | {kind: f"{cli.human(sizes[kind])}B" if sizes.get(kind) else "" for kind in kinds}
 
     rows = [cells(row["component"], row["parameters"], row["forward_flops_per_token"], row["train_flops_per_token"], row["bytes"])
             for row in description["components"]]
@@ -66,7 +66,7 @@ def component_rows(description: dict) -> list[dict]:
 
 def flops(number: float) -> str:
     """FLOPs with their thousands as a letter, nothing for none."""
-    return human(number).strip() if number else ""
+    return cli.human(number).strip() if number else ""
 
 
 def share(part: float, whole: float) -> str:
@@ -96,7 +96,7 @@ def limit_of(description: dict) -> int | None:
 def limit_text(description: dict) -> str:
     """` of` the limit, where it is known: of a plan what the compiler may use, else what is installed, which is a little more."""
     limit = limit_of(description)
-    return f" of {human(limit)}B{'' if 'plan' in description else ' installed'}" if limit else ""
+    return f" of {cli.human(limit)}B{'' if 'plan' in description else ' installed'}" if limit else ""
 
 
 def bytes_per_device(description: dict) -> dict[str, int]:
@@ -114,30 +114,22 @@ def _memory(description) -> str:
     parts, limit, host = memory_parts(description), limit_of(description), description["memory"]["host"]
     total = sum(size for _, size in parts)
     known = "of the compiled step" if "plan" in description else "before anything is compiled"
-    lines = [f"memory of a {unit_of(description)}, {known}: {human(total)}B{limit_text(description)}"]
+    lines = [f"memory of a {unit_of(description)}, {known}: {cli.human(total)}B{limit_text(description)}"]
     for name, size in parts:
         note = ", at least" if "plan" not in description and name in ("activations", "logits") else ""
-        lines.append(f"  {name + note:<24}{human(size) + 'B':>10}  {'#' * round(WIDTH * size / max(total, limit or 0))}".rstrip())
+        lines.append(f"  {name + note:<24}{cli.human(size) + 'B':>10}  {'#' * round(WIDTH * size / max(total, limit or 0))}".rstrip())
     if host:
-        lines.append(f"  {'(in the host)':<24}{human(host) + 'B':>10}")
+        lines.append(f"  {'(in the host)':<24}{cli.human(host) + 'B':>10}")
     return "\n".join(lines)
 
 
 def _facts(description) -> str:
     totals = description["totals"]
-    sizes = ", ".join(f"{name} {human(size)}B" for name, size in totals["bytes"].items() if size)
+    sizes = ", ".join(f"{name} {cli.human(size)}B" for name, size in totals["bytes"].items() if size)
     return "\n".join([
         f"{totals['parameters']:,} parameters, {totals['embedding_parameters']:,} of them in embeddings; {totals['vocab_size']:,} ids",
-        f"{human(totals['train_flops_per_token'])}FLOPs for a token, {human(totals['train_flops_per_step'])}FLOPs for a step of "
+        f"{cli.human(totals['train_flops_per_token'])}FLOPs for a token, {cli.human(totals['train_flops_per_step'])}FLOPs for a step of "
         f"{totals['tokens_per_step']:,.0f} tokens", f"between steps and for gradients, of one copy of the model: {sizes}"])
-
-
-def human(number: float) -> str:
-    """A number with its thousands as a letter, ready for a unit: `1.5 G`."""
-    for unit in ("", "k", "M", "G", "T", "P", "E"):
-        if abs(number) < 1000 or unit == "E":
-            return f"{number:.4g} {unit}"
-        number /= 1000
 
 
 def difference_rows(difference: dict) -> list[dict]:
@@ -154,7 +146,7 @@ def _value(part: str, value) -> str:
     if value is None:
         return "-"
     if part in ("memory", "state"):
-        return f"{human(value)}B"
+        return f"{cli.human(value)}B"
     if part == "flops":
         return flops(value)
     if part == "init":
@@ -164,7 +156,7 @@ def _value(part: str, value) -> str:
     if part == "sharding":
         return ", ".join(" x ".join(axes) or "-" for axes in value)
     if isinstance(value, dict):
-        return ", ".join(f"{name} {human(size)}B" for name, size in value.items() if size)
+        return ", ".join(f"{name} {cli.human(size)}B" for name, size in value.items() if size)
     return f"{value:,.0f}" if part == "totals" and not isinstance(value, str) else str(value)
 
 

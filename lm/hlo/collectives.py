@@ -60,7 +60,7 @@ def with_steps(module: Module, mesh: dict[str, int]) -> list[tuple[Executed, Col
     _check_reached(module)
     found = []
     apart: set[str] = set()
-    for step in executed(module, lambda instruction: bool(_sends(module, instruction))):
+    for step in executed(module, lambda instruction: bool(_sends(module, "", instruction))):
         if step.instruction.opcode in ("async-start", "async-update") or step.computation in apart:
             apart |= set(entered(module, step.computation, step.instruction))
         found += [(step, one._replace(asynchronous=True) if step.computation in apart else one) for one in starts(module, step, mesh)]
@@ -85,7 +85,7 @@ def _check_reached(module: Module):
 
 def starts(module: Module, step: Executed, mesh: dict[str, int]) -> list[Collective]:
     """The collectives that one executed instruction starts, those within a fusion among them; see `collectives`."""
-    found = [_collective(module, sends, step.times, mesh) for sends in _sends(module, step.instruction)]
+    found = [_collective(module, sends, step.times, mesh) for sends in _sends(module, step.computation, step.instruction)]
     return [one for one in found if one.size > 1]
 
 
@@ -134,7 +134,7 @@ def _sent(kind: str, size: int, results: int) -> int:
     return (2 if kind == "all-reduce" else 1) * results * (size - 1) // size
 
 
-def _sends(module, instruction) -> list[_Sends]:
+def _sends(module, computation, instruction) -> list[_Sends]:
     """What an instruction sends; where it takes part in steps of a collective that began elsewhere, nothing."""
     kind = instruction.opcode.removesuffix("-start")
     if kind in KINDS:
@@ -142,7 +142,8 @@ def _sends(module, instruction) -> list[_Sends]:
         # These two also give back what they were given, and contexts.
         if instruction.opcode in ("all-gather-start", "collective-permute-start"):
             results = results[given:2 * given]
-        return [_Sends(kind, instruction, results, kind != instruction.opcode, instruction.source, instruction.op_name)]
+        asks = _asks(module.computations.get(computation, {}), instruction)
+        return [_Sends(kind, instruction, results, kind != instruction.opcode, asks.source, asks.op_name)]
     if instruction.opcode == "recv":
         between = _SLICES.search(instruction.attributes)
         kind = between[1].lower().replace("_", "-").replace("one-to-one", "collective-permute") if between else ""
@@ -153,13 +154,24 @@ def _sends(module, instruction) -> list[_Sends]:
     return []
 
 
+def _asks(body, instruction) -> Instruction:
+    """Whose line and name a collective has: its own, or where the compiler made one of several, which it calls after the first, those of
+    what makes the largest of its operands, as far as that is known."""
+    if len(instruction.operands) < 2 or not body:
+        return instruction
+    made = body[max(instruction.operands, key=lambda name: sum(array.bytes for array in body[name].results))]
+    while not made.source and made.opcode in _PASSES and made.operands:
+        made = body[made.operands[0]]
+    return made if made.source else instruction
+
+
 def _fused(module, fusion) -> list[_Sends]:
     (inside,) = fusion.called["calls"]
     instructions = module.computations[inside].values()
     started = {operand for one in instructions if one.opcode == "custom-call" and _START in one.attributes for operand in one.operands}
     found = []
     for one in instructions:
-        for sends in _sends(module, one):
+        for sends in _sends(module, inside, one):
             if one.name in started:
                 found.append(sends._replace(asynchronous=True))
             elif _FUSED in sends.instruction.attributes:

@@ -26,6 +26,8 @@ _START = "AsyncCollectiveStart"
 _KERNELS = {"tpu_custom_call"}
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _ESTIMATE = re.compile(r'"(flops|transcendentals)":\s*"?(\d+)')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_NO_CYCLES = str(2**63 - 1)
 _INDEX = re.compile(r"\bindex=(\d+)")
 
 
@@ -43,6 +45,12 @@ class Work(typing.NamedTuple):
     type: str = ""
     elementwise: float = 0.0
     known: bool = True
+
+
+def expected_cycles(instruction: Instruction) -> int | None:
+    """Cycles of one execution as the TPU compiler expects them, without collectives; None where it says nothing."""
+    found = _CYCLES.search(instruction.attributes)
+    return int(found[1]) if found and found[1] != _NO_CYCLES else None
 
 
 class _Value(typing.NamedTuple):

@@ -12,6 +12,7 @@ from lm.plan.analytic import account_of
 from lm.plan.best_first import Item, Outcome, Tried, best_first, tell
 from lm.plan.chips import CHIPS
 from lm.plan.folders import check_writable, plans_folder
+from lm.plan.page import duration
 from lm.plan.search import WORKERS, changed, folder_of, items_of, keep
 from lm.plan.topology import Topology
 from lm.plan.worker import Workers
@@ -150,6 +151,10 @@ def _nothing(table: list[dict], days: float | None, outcome: Outcome) -> str:
     return f"--cheapest: nothing compiled fits{within} ({why}): {fix}, or name other slices"
 
 
+def _money(dollars: float) -> str:
+    return f"${dollars:,.0f}" if dollars >= 100 else f"${dollars:,.3g}"
+
+
 def page(result: dict) -> str:
     """What topologies cost, as a page that a person reads."""
     found = result["cheapest"]
@@ -161,7 +166,7 @@ def page(result: dict) -> str:
     best = next(row for row in found["topologies"] if row["topology"] == result["topology"])
     return "\n\n".join([
         f"{found['tokens']:.4g} tokens are {found['steps']:,.0f} steps; cheapest of what was compiled: {best['topology']}, "
-        f"${best['dollars']:,.0f}, {best['days']:.3g} days",
+        f"{_money(best['dollars'])}, {duration(best['days'])}",
         cli.table(table),
         f"prices, USD for an hour of a chip: {dollars}; from {found['prices_from']}\n"
         f"stopped: {found['stopped']}; rows without a layout are lower bounds, no estimates; "

@@ -5,7 +5,7 @@ import re
 from lm.hlo.collectives import Collective
 from lm.hlo.text import Module
 from lm.hlo.walk import Executed
-from lm.hlo.work import Work
+from lm.hlo.work import Work, expected_cycles
 from lm.plan.chips import Chip
 from lm.plan.kernels import queries_of
 from lm.plan.machine import Times
@@ -40,7 +40,9 @@ class Device:
             operations += done.flops / (4 * queries_of(step).dims[-1]) * _KERNEL_OPERATIONS
         moved = _through_host(step.operands + step.instruction.results, done)
         return Times(flops / (self.peak_flops * self._chip.product_share), operations / self._vector,
-                     (done.read + done.written) / (self.bandwidth * self._chip.hbm_share), moved / self._host)
+                     (done.read + done.written) / (self.bandwidth * self._chip.hbm_share), moved / self._host,
+                     # The compiler expects less of what it does with a few moves of registers, and nothing of what only names arrays.
+                     fixed=min(self._chip.start_cycles, expected_cycles(step.instruction) or 0) / self.clock_hz)
 
     def network_seconds(self, collective: Collective, algorithm: str = "", full: bool = False) -> float:
         """Of one execution of a collective, by the algorithm that the compiler's attributes name, or over all links there are

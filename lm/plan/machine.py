@@ -10,18 +10,20 @@ from lm.plan.products import Product
 
 
 class Times(NamedTuple):
-    """Seconds of one execution of an instruction, by what it keeps busy; `fixed` is what starting it takes."""
+    """Seconds of one execution of an instruction, by what it keeps busy; `fixed` is what starting it takes, `waits` what goes by where its
+    parts wait for each other."""
 
     products: float = 0.0
     vector: float = 0.0
     memory: float = 0.0
     host: float = 0.0
     fixed: float = 0.0
+    waits: float = 0.0
 
     @property
     def seconds(self) -> float:
         """That the slowest needs."""
-        return self.fixed + max(self.products, self.vector, self.memory, self.host)
+        return self.fixed + self.waits + max(self.products, self.vector, self.memory, self.host)
 
 
 class Machine(Protocol):

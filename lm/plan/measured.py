@@ -84,7 +84,7 @@ class Processor:
         vector = several * sum(self.costs.get(name, self.costs["add"]) * count for name, count in counted.items()) / threads
         multiplying, memory = several * sum(map(self.product_seconds, multiplied)), several * moved / self._rate(threads, moved)
         # What was measured had its data in caches; fetching them comes on top (Stengel et al. 2015, the execution-cache-memory model).
-        return Times(multiplying, vector, memory, fixed=self.start + min(memory, max(multiplying, vector)))
+        return Times(multiplying, vector, memory, fixed=self.start, waits=min(memory, max(multiplying, vector)))
 
     def network_seconds(self, collective: Collective, algorithm: str = "", full: bool = False) -> float:
         """Of one execution of a collective between simulated devices: what each sends is written and read again, in the same memory."""

@@ -15,9 +15,11 @@ _RANGE = re.compile(r"^    (\S+?)\{([\d,]*)\}:(\d+)-(\d+)$", re.MULTILINE)
 # An allocation, or one of the values in it.
 _VALUE = re.compile(r"^(?:allocation (\d+):| value: <\d+ (\S+?)(?:\{([\d,]*)\})?( \(phi\))? @(\d+)> \(size=(\d+),offset=(\d+)\): (\S+))",
                     re.MULTILINE)
+_INDEX = re.compile(r"\bindex=(\d+)")
 _HBM = "0"
-# Instructions that give another's results a name.
+# Instructions that give another's results a name, and those that put them elsewhere.
 _NAMES = ("get-tuple-element", "bitcast")
+_MOVES = (*_NAMES, "copy", "copy-start", "copy-done")
 POINTS, LARGEST = 240, 5
 
 
@@ -106,11 +108,14 @@ def _part(op_name: str, parameter: bool) -> str:
 
 
 def origin(module: Module, computation: str, name: str) -> Instruction:
-    """The instruction that says what an array is: itself, or where XLA only made room, what a loop writes into it, or a user of it."""
+    """The instruction that says what an array is: itself, or what it is a copy of; or where XLA only made room, what a loop writes into
+    it, or a user of it."""
     body = module.computations[computation]
     made = body[name]
     if made.source or made.opcode == "parameter":
         return _sourced(module, computation, name)
+    if made.opcode in _MOVES and (copied := _sourced(module, computation, name)).source:
+        return copied
     for user in body.values():
         if name not in user.operands:
             continue
@@ -133,6 +138,9 @@ def _sourced(module: Module, computation: str, name: str) -> Instruction:
         made = body[name]
         if made.opcode in _NAMES and made.operands:
             name = made.operands[0]
+            if body[name].opcode == "while" and (index := _INDEX.search(made.attributes)):
+                inside = body[name].called["body"][0]
+                return _sourced(module, inside, module.root(inside).operands[int(index[1])])
             continue
         if made.op_name.endswith("/dynamic_update_slice"):
             written = (body[other] for other in made.operands)

@@ -25,7 +25,7 @@ from lm.plan.topology import Topology, compiler_version, devices
 from lm.train import planned
 from lm.train.job import Job
 
-FORMAT = 2
+FORMAT = 3
 SECONDS_PER_DAY = 86_400
 
 
@@ -133,7 +133,7 @@ def _speed(job: Job, topology: Topology, program: Program, tokens: float, steps:
     """How long a step, and so many of them, should take and what bounds it."""
     if not program.text or program.wanted:
         unknown = ("flops_per_chip", "bytes_accessed", "estimated_step_seconds", "lower_bound_seconds", "compiler_seconds",
-                   "optimal_seconds", "bound", "estimated_mfu", "tokens_per_second", "days_for_tokens")
+                   "optimal_seconds", "starting_seconds", "bound", "estimated_mfu", "tokens_per_second", "days_for_tokens")
         return dict.fromkeys(unknown) | {"collectives": [], "classes": []}
     module, mesh = program.module, dict(job.mesh.shape)
     found = roofline.estimate(module, topology, job.mesh)
@@ -145,7 +145,7 @@ def _speed(job: Job, topology: Topology, program: Program, tokens: float, steps:
         "flops_per_chip": found.flops, "bytes_accessed": found.bytes, "collectives": sent,
         "estimated_step_seconds": found.seconds, "lower_bound_seconds": found.lower_bound, "compiler_seconds": found.compiler_seconds,
         "optimal_seconds": optimal if (optimal := program.cost.get("optimal_seconds", 0.0)) > 0 else None,
-        "bound": found.bound, "estimated_mfu": job.flops_per_token * tokens / (found.seconds * peak),
+        "starting_seconds": found.starting, "bound": found.bound, "estimated_mfu": job.flops_per_token * tokens / (found.seconds * peak),
         "tokens_per_second": tokens / found.seconds,
         "days_for_tokens": steps and found.seconds * steps / SECONDS_PER_DAY, "classes": found.by_class,
     }

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from lm.hlo.collectives import starts
 from lm.hlo.text import Instruction, Module
 from lm.hlo.walk import Executed, began, entered, executed
-from lm.hlo.work import work
+from lm.hlo.work import expected_cycles, work
 from lm.plan.device import Device
 from lm.plan.kernels import kernel_flops
 from lm.plan.machine import Machine
@@ -26,8 +26,6 @@ from lm.plan.topology import Topology
 
 CLASSES = ("products", "attention", "elementwise", "copies", "gathers", "collectives", "host")
 _GATHERS = {"gather", "scatter", "sort"}
-_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_NO_ESTIMATE = str(2**63 - 1)
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _ALGORITHM = "collective_algorithm_config"
 # What waiting for a transfer of a class is bound by; memory for all others.
@@ -40,8 +38,8 @@ class Estimate(NamedTuple):
     `seconds` as estimated; `lower_bound` with all peaks reached at the same time; `compiler_seconds` by the compiler's own estimates of
     cycles, where it gives any, with the collectives of ours, which it leaves out. `bound` is what most of the time goes to: compute,
     memory or network. `flops` are those of products, `peak_flops` what there could be in a second, `bytes` those of main memory.
-    `by_class` has {"class", "count", "flops", "bytes", "seconds", "exposed_seconds"} for each of CLASSES that is there: the latter without
-    what runs beside other work.
+    `starting` are the seconds that instructions take to begin, beside other work or not. `by_class` has {"class", "count", "flops",
+    "bytes", "seconds", "exposed_seconds"} for each of CLASSES that is there: the last without what runs beside other work.
     """
 
     seconds: float
@@ -51,6 +49,7 @@ class Estimate(NamedTuple):
     flops: float
     peak_flops: float
     bytes: float
+    starting: float
     by_class: list[dict]
 
 
@@ -79,7 +78,8 @@ def estimate_on(machine: Machine, module: Module, mesh: dict[str, int]) -> Estim
     lower = max(flops / machine.peak_flops, moved / machine.bandwidth, *run.network.values())
     network = run.rows.get("collectives", {}).get("exposed_seconds", 0.0)
     compiler = run.cycles / machine.clock_hz + network if run.cycles else None
-    return Estimate(run.timeline.now, lower, compiler, max(run.by_bound, key=run.by_bound.get), flops, machine.peak_flops, moved, rows)
+    return Estimate(run.timeline.now, lower, compiler, max(run.by_bound, key=run.by_bound.get), flops, machine.peak_flops, moved,
+                    run.starting, rows)
 
 
 @dataclass
@@ -95,7 +95,7 @@ class _Run:
 
     def __init__(self, module, machine, mesh):
         self._module, self._machine, self._mesh = module, machine, mesh
-        self.timeline, self.rows, self.cycles = Timeline(), {}, 0
+        self.timeline, self.rows, self.cycles, self.starting = Timeline(), {}, 0, 0.0
         # Seconds of all collectives at full speed, by carrier: within slices and between them they run side by side.
         self.network = {"network": 0.0, "slices": 0.0}
         self.by_bound = dict.fromkeys(("compute", "memory", "network"), 0.0)
@@ -106,8 +106,7 @@ class _Run:
     def step(self, step: Executed):
         """One instruction, all its executions."""
         instruction, times = step.instruction, step.times
-        cycles = _CYCLES.search(instruction.attributes)
-        self.cycles += times * int(cycles[1]) if cycles and cycles[1] != _NO_ESTIMATE else 0
+        self.cycles += times * (expected_cycles(instruction) or 0)
         if instruction.opcode in ("async-start", "async-update"):
             key = began(self._module, step.computation, instruction.name)
             self._apart |= dict.fromkeys(entered(self._module, step.computation, instruction), key)
@@ -132,6 +131,7 @@ class _Run:
             self._add(of_class, times, seconds, 0.0, done)
             self.timeline.start(instruction.name, carrier, times, of_class, seconds)
         elif spent.seconds:
+            self.starting += times * spent.fixed
             self._work(step, apart, spent, done, self._class_of(step, done, multiplied, spent))
 
     def _work(self, step, apart, spent, done, of_class):

@@ -16,6 +16,9 @@ from lm.errors import ConfigError, PlanError
 from lm.plan.chips import CHIPS, Chip
 
 _FORM = re.compile(r"(?:([0-9]+)x)?([a-z][a-z0-9]*):([0-9]+(?:x[0-9]+)*)")
+# Names of Cloud TPU, such as v5p-128, and kinds alone; v4 and v5p are counted there in cores, of which a chip has two.
+_CLOUD = re.compile(r"([a-z][a-z0-9]*?)(?:-([0-9]+))?")
+_CORES = {"v4": 2, "v5p": 2}
 # Slices of v5e and v6e as they are sold; Google Cloud, "TPU v5e" and "TPU v6e", system architecture.
 FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 # Parts of a cube of 4x4x4, of which the larger slices of v4, v5p and tpu7x are made (Jouppi et al. 2023, section 2).
@@ -62,7 +65,7 @@ def parse(text: str) -> Topology:
     """The topology that a text names. ConfigError for a kind, form or shape that there is not, with the nearest ones that there are."""
     match = _FORM.fullmatch(text)
     if not match:
-        raise ConfigError(f"--topology={text} is not a topology: write v5e:16x16, v5p:8x8x8, 2xv5e:16x16 (two slices), or cpu:8")
+        raise ConfigError(f"--topology={text} is not a topology: write {_instead(text)}")
     slices, kind, shape = int(match[1] or 1), match[2], tuple(map(int, match[3].split("x")))
     if kind == "cpu":
         if slices > 1 or len(shape) > 1 or not shape[0]:
@@ -74,6 +77,21 @@ def parse(text: str) -> Topology:
         raise ConfigError(f"--topology={text}: {kind} has no slice of {'x'.join(map(str, shape))}; the nearest are "
                           f"{', '.join(Topology(kind, near).name for near in nearest(kind, shape))}")
     return Topology(kind, shape, slices)
+
+
+def _instead(text: str) -> str:
+    """What to write instead of a kind alone, of a name of Cloud TPU, or of anything else."""
+    name = _CLOUD.fullmatch(text)
+    kind = name[1].replace("v5litepod", "v5e") if name else ""
+    if kind not in CHIPS:
+        return "v5e:16x16, v5p:8x8x8, 2xv5e:16x16 (two slices), or cpu:8"
+    if name[2] is None:
+        some = shapes(kind)[:len(FLAT)]
+        return f"its shape too: {', '.join(Topology(kind, shape).name for shape in some)}{', ...' if len(some) < len(shapes(kind)) else ''}"
+    chips = int(name[2]) // _CORES.get(kind, 1)
+    counted = " (its number counts cores, two of each chip)" if kind in _CORES else ""
+    found = [shape for shape in shapes(kind) if math.prod(shape) == chips] or nearest(kind, (chips,))
+    return f"its shape: {' or '.join(Topology(kind, shape).name for shape in found)}{counted}"
 
 
 def asked_for(text: str) -> Topology:

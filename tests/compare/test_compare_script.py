@@ -51,6 +51,15 @@ def test_two_workers_do_each_task_once_and_an_arm_that_fails_leaves_the_rest(swe
     assert all(json.loads((workdir / row["run"] / "failed.json").read_text())["fatal"] for row in result["failed"])
 
 
+def test_arms_continue_the_same_passages_of_the_text_where_no_prompts_are_given(swept):
+    workdir, result, _ = swept
+    said = {run: [sample["prompt"] for sample in score["samples"]] for run, score in scores(workdir).items()}
+    assert {tuple(prompts) for run, prompts in said.items() if not run.endswith("/0")} == {()}
+    (passages,) = {tuple(prompts) for run, prompts in said.items() if run.endswith("/0")}
+    page = pathlib.Path(result["report"]["markdown"]).read_text()
+    assert passages and all(passage in page for passage in passages)
+
+
 def test_what_it_prints_has_the_choices_a_line_for_each_run_and_the_report(swept):
     _, result, out = swept
     lines = out.splitlines()

@@ -4,15 +4,16 @@ import functools
 import itertools
 import json
 import math
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from lm.compare import breakdown, copying, costs, latency, scores
+from lm.compare import breakdown, copying, costs, latency, samples, scores
 from lm.data.packing import Rows, read_rows
 from lm.data.store import TokenStore
-from lm.data.tokenizers import ByteTokenizer
+from lm.data.tokenizers import ByteTokenizer, train_tokenizer
 from lm.errors import ConfigError
 from lm.evaluate import evaluate_run
 from lm.metrics.writers import read_lines
@@ -225,6 +226,34 @@ def test_latency_that_noise_hides_is_none_and_a_drift_of_the_machine_is_not_in_i
     assert latency.decode_latency(run, {}) == {"milliseconds_per_token": None, "prefill_tokens_per_second": 12 / 0.5}
     monkeypatch.setattr(latency, "_seconds", lambda generator, prompt, new: 1.0 * (next(noise) // 2) + 0.1 * (new - 1))
     assert latency.decode_latency(run, {})["milliseconds_per_token"] == pytest.approx(100.0)
+
+
+def test_passages_are_of_the_text_whatever_the_tokenizer_and_as_long_as_the_model_has_room_for(lstm, monkeypatch):
+    run = open_run(lstm[0])
+    texts = ["one", "we the people in order to form a more perfect union establish justice", "ein Großmütterchen strickt " * 400,
+             "left out"]
+    documents = list(zip("abcd", texts, strict=True))
+
+    def found(tokenizer, room=None):
+        split = types.SimpleNamespace(split_stores=lambda split: [TokenStore.from_documents(documents[:1], tokenizer),
+                                                                  TokenStore.from_documents(documents[1:], tokenizer)])
+        model = types.SimpleNamespace(max_positions=room)
+        monkeypatch.setattr(samples, "decodes", lambda *_: True)
+        return samples.passages(types.SimpleNamespace(config=run.config, model=model, tokenizer=tokenizer, objective=None), split)
+
+    trained = train_tokenizer(iter(texts * 50), "bpe", 300)
+    assert found(ByteTokenizer()) == found(trained) == ["perfect union establish justice",
+                                                        "Großmütterchen strickt ein Großmütterchen strickt ein Großmütterchen strickt"]
+    assert found(ByteTokenizer(), room=32) == [] and found(ByteTokenizer(), room=33) == ["perfect union establish justice"]
+
+
+def test_without_prompts_a_run_continues_passages_of_what_it_is_scored_on(lstm, trigram):
+    for workdir in (lstm[0], trigram):
+        run = open_run(workdir)
+        prompts = samples.passages(run, run.prepare())
+        params, _ = run.parameters()
+        assert prompts and [sample["prompt"] for sample in samples.samples(run, params, prompts)] == [
+            prompt for prompt in prompts for _ in samples.TEMPERATURES]
 
 
 def test_a_trial_takes_the_evaluation_of_its_training(lstm, monkeypatch):

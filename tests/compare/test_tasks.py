@@ -102,6 +102,11 @@ def test_seeds_have_the_tuned_rate_the_whole_length_and_what_is_asked_of_the_rep
         assert task.config.optim.learning_rate == {"a": 0.01, "b": 0.04, "n": 0.01}[name]
 
 
+def test_where_no_prompts_are_asked_for_the_first_seed_goes_on_with_passages_of_the_text():
+    _, done = finish(ask_of(seeds=(3, 1)))
+    assert {task.run.rpartition("/")[2]: task.prompts for task in done if "/seeds/" in task.run} == {"3": None, "1": ()}
+
+
 def test_more_seeds_extend_a_finished_sweep_and_nothing_else():
     outcomes, _ = finish(ask_of())
     _, more = finish(ask_of(seeds=(0, 1, 2, 3)), outcomes=outcomes)

@@ -13,9 +13,10 @@ import pytest
 
 from lm import config as configs
 from lm import describe
-from lm.describe.collectives import annotated, line_of, phase_and_module
+from lm.describe.collectives import annotated, line_of
 from lm.describe.html import HEIGHT, LEFT, TOP, WIDTH, picture
 from lm.errors import ConfigError, PlanError
+from lm.hlo.names import phase_and_module
 from lm.hlo.text import parse
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -77,6 +77,31 @@ def test_loops_multiply_and_asynchronous_ones_count_once():
     ]
 
 
+def test_one_made_of_several_is_blamed_on_the_largest_of_them():
+    """The compiler combines small sums with large ones, and calls the whole after its first."""
+    text = """HloModule jit_f, num_partitions=2
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+ENTRY %main (p: f32[4], q: f32[64,4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  %q = f32[64,4]{1,0} parameter(1)
+  %scale = f32[4]{0} negate(%p), metadata={op_name="jit(f)/norm/neg" source_file="/x/lm/layers/norms.py" source_line=3}
+  %grad = f32[64,4]{1,0} negate(%q), metadata={op_name="jit(f)/up/dot" source_file="/x/lm/layers/dense.py" source_line=9}
+  %moved = f32[64,4]{0,1} copy(%grad)
+  %r = (f32[4]{0}, f32[64,4]{0,1}) all-reduce(%scale, MOVED), channel_id=1, replica_groups={}, to_apply=%add, NAMED
+  ROOT %o = f32[4]{0} get-tuple-element(%r), index=0
+}
+""".replace("NAMED", 'metadata={op_name="jit(f)/norm/neg" source_file="/x/lm/layers/norms.py" source_line=3}')
+    (largest,) = hlo.collectives(hlo.parse(text.replace("MOVED", "%moved")), {"fsdp": 2})
+    assert (largest.source, largest.op_name, largest.bytes) == ("lm/layers/dense.py:9", "jit(f)/up/dot", 4 * (4 + 256))
+    (unknown,) = hlo.collectives(hlo.parse(text.replace("MOVED", "%q")), {"fsdp": 2})
+    assert unknown.source == "lm/layers/norms.py:3"
+
+
 def test_what_a_device_keeps_is_not_sent():
     to_themselves = HLO.replace("{{0,4},{4,0}}", "{{0,0},{4,4}}").replace("{{0,1,2,3},{4,5,6,7}}", "[8,1]<=[8]")
     assert {one.kind for one in of(to_themselves, MESH)} == {"all-gather", "reduce-scatter"}

@@ -2,8 +2,12 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+from lm import hlo
+from lm.hlo.work import expected_cycles
 from lm.metrics.flops import KNOWN_PEAKS
 from lm.plan import program, topology
 from lm.plan.chips import CHIPS
@@ -42,6 +46,25 @@ def test_no_chip_has_less_memory_than_its_compiler_grants(kind):
     pytest.importorskip("libtpu", reason="the TPU compiler is not installed: pip install -e '.[plan]'")
     device = topology.devices(topology.Topology(kind, topology.shapes(kind)[1]))[0]
     assert 0.9 < program.available(device) * CHIPS[kind].devices_per_chip / CHIPS[kind].hbm_bytes <= 1
+
+
+@pytest.mark.parametrize("kind", CHIPS)
+def test_an_instruction_that_does_next_to_nothing_takes_what_the_table_says(kind, tmp_path):
+    pytest.importorskip("libtpu", reason="the TPU compiler is not installed: pip install -e '.[plan]'")
+    one = topology.devices(topology.Topology(kind, topology.shapes(kind)[1]))[:1]
+
+    def recurrent(rows, weights):
+        def turn(i, carried):
+            state = jnp.tanh(carried[0] @ weights + rows[i])
+            return state, jax.lax.dynamic_update_index_in_dim(carried[1], state[:, :8].sum(0), i, 0)
+        return jax.lax.fori_loop(0, rows.shape[0], turn, (rows[0], jnp.zeros((rows.shape[0], 8))))
+
+    given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((64, 8, 128), (128, 128))]
+    with jax.set_mesh(jax.make_mesh((1,), ("one",), axis_types=(jax.sharding.AxisType.Auto,), devices=one)), topology.no_flags():
+        jax.jit(recurrent).lower(*given).compile(compiler_options={"xla_dump_to": str(tmp_path), "xla_dump_hlo_as_text": True})
+    (report,) = tmp_path.glob("*after_codegen.txt")
+    cycles = [expected_cycles(one) for one in hlo.parse(report.read_text()).instructions() if "kind=kLoop" in one.attributes]
+    assert min(filter(None, cycles)) == pytest.approx(CHIPS[kind].start_cycles, rel=0.02)
 
 
 @pytest.mark.parametrize(("kind", "shape", "closed"), [

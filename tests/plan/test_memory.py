@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm.hlo.text import parse
@@ -95,6 +96,22 @@ def test_buffers_have_the_line_that_fills_them_and_what_they_are_for():
         assert (room.stop, room.source, room.part, room.shape) == (stop, "lm/layers/dense.py:22", "activations", "f32[4,256]")
     assert found[7, 1024].part == "temporaries"
     assert {buffer.part for buffer in held() if buffer.stop - buffer.start == 9} == {"params", "optimizer"}
+
+
+@pytest.mark.parametrize(("moved", "part", "source"), [
+    ("%kept", "activations", "lm/layers/dense.py:22"), ("%grad", "temporaries", "lm/layers/dense.py:22"), ("%w", "temporaries", ""),
+])
+def test_a_copy_is_what_it_is_a_copy_of_and_one_of_a_parameter_is_a_temporary(moved, part, source):
+    """What is kept for the backward pass may be put elsewhere meanwhile, by instructions that nobody wrote."""
+    copied = f"""  %out = (f32[4,256], f32[4,256], u32[]) copy-start({moved})
+  %copied = f32[4,256]{{1,0}} copy-done(%out)
+  ROOT %new ="""
+    ranges = RANGES.replace("    new{}:8-9\n", "    new{}:8-9\n    copied{}:8-9\n")
+    assigned = ASSIGNED.replace("allocation 3:", " value: <11 copied @0> (size=4096,offset=6144): f32[4,256]{1,0:T(8,128)}\nallocation 3:")
+    dumps = {"after_optimizations-live-range": ranges, "after_optimizations-buffer-assignment": assigned}
+    (found,) = (buffer for buffer in memory.buffers(parse(TEXT.replace("  ROOT %new =", copied)), dumps)
+                if (buffer.start, buffer.bytes) == (8, 4096))
+    assert (found.part, found.source) == (part, source)
 
 
 def test_what_is_held_at_each_moment_adds_up():

@@ -85,6 +85,16 @@ def test_the_compilers_cycles_are_taken_where_it_gives_any(cycles, seconds):
     assert estimate_on(device(), hlo.parse(text), {"fsdp": 4}).compiler_seconds == (seconds and pytest.approx(seconds))
 
 
+@pytest.mark.parametrize(("cycles", "start"), [("1000000", V5E.start_cycles), ("16", 16), (str(2**63 - 1), 0), ("", 0)])
+def test_an_instruction_takes_its_start_besides_its_work_and_never_more_than_the_compiler_says(cycles, start):
+    estimated = f', backend_config={{"estimated_cycles":"{cycles}"}}' if cycles else ""
+    found = estimate_on(device(), hlo.parse(ADDITION.replace("add(%a, %b)", f"add(%a, %b){estimated}")), {"fsdp": 4})
+    without = estimate_on(device(), hlo.parse(ADDITION), {"fsdp": 4})
+    assert found.starting == pytest.approx(start / V5E.clock_hz) and without.starting == 0
+    assert found.seconds == pytest.approx(without.seconds + start / V5E.clock_hz)
+    assert found.lower_bound == without.lower_bound
+
+
 def test_a_sum_of_arrays_takes_what_memory_needs():
     found = estimate_on(device(), hlo.parse(ADDITION), {"fsdp": 4})
     assert found.bytes == 2 * 4 * 1024 * 4096  # b is in VMEM

@@ -28,7 +28,10 @@ def test_a_topology_is_read_and_written_alike(text, expected, chips):
 @pytest.mark.parametrize(("text", "words"), [
     ("v5e:16x15", ["v5e has no slice of 16x15", "v5e:16x16", "v5e:8x16"]), ("v5e:16x8", ["v5e:8x16"]), ("v5e:256x1", ["v5e:16x16"]),
     ("v5p:8x8", ["v5p:4x4x4"]), ("v5p:8x8x9", ["v5p:8x8x8"]), ("v4:16x16x32", ["v4:16x16x16"]), ("v5e:0x4", ["nearest"]),
-    ("v7:4x4", ["there is no chip v7", "v5e"]), ("v5e-256", ["write v5e:16x16"]), ("2xcpu:4", ["write cpu:N"]), ("cpu:0", ["cpu:N"]),
+    ("v7:4x4", ["there is no chip v7", "v5e"]), ("v5e-256", ["write its shape: v5e:16x16"]), ("v5litepod-64", ["v5e:8x8"]),
+    ("v5p-128", ["v5p:4x4x4 (its number counts cores"]), ("v4-8", ["v4:2x2x1"]), ("v5p-100", ["v5p:4x4x4"]), ("v4-2048", ["or v4:"]),
+    ("v5e", ["its shape too: v5e:1x1, v5e:2x2", "v5e:16x16"]), ("v5p", ["v5p:4x4x4, v5p", "..."]), ("v9-8", ["write v5e:16x16"]),
+    ("2xcpu:4", ["write cpu:N"]), ("cpu:0", ["cpu:N"]),
     ("0xv5e:4x4", ["nearest"]), ("cpu:x", ["or cpu:8"]),
 ])
 def test_a_wrong_topology_is_answered_with_the_nearest(text, words):

@@ -2,10 +2,10 @@
 
 import shlex
 
+from lm import cli
 from lm.compare.breakdown import SEEN
 from lm.compare.results import buckets, usable, value
 from lm.compare.verdict import amount, budget_text, count, flops, interval_text, p_text
-from lm.describe.page import human
 
 # Pairs of arms that are shown: those of seven.
 MOST_PAIRS = 21
@@ -50,7 +50,7 @@ def costs(results: dict) -> list[dict]:
             "arm": arm["name"], "parameters": form(parameters(arm), amount), "tokens": form(mean["tokens"], "{:,.0f}"),
             "training FLOPs": form(mean["flops"], flops), "seconds": form(mean["seconds"], seconds),
             "tokens/s": form(mean["tokens_per_second"], "{:,.0f}"), "MFU": form(mean["mfu"], "{:.0%}"),
-            "memory": form(mean["memory_bytes"], lambda size: f"{human(size)}B"),
+            "memory": form(mean["memory_bytes"], lambda size: f"{cli.human(size)}B"),
             "decoding": form(mean["milliseconds_per_token"], "{:.2f} ms a token")})
     return rows
 

@@ -1,0 +1,18 @@
+"""What the names that JAX gives operations say of where in a model they belong."""
+
+import re
+
+# Of the path of a name, what is no module: transformations, loops, methods.
+_NO_MODULE = re.compile(r"while|body|closed_call|checkpoint|rematted_computation|shard_map|cond|branch_\d+_fun|.*[(.].*")
+
+
+def phase_and_module(op_name: str) -> tuple[str, str]:
+    """(`forward`, `forward again` for the backward pass, `backward` or nothing, the module such as `layers/attention`) of an operation by
+    the name that JAX gives it."""
+    argument = re.findall(r"\['(\w+)'\]", op_name.replace("\\", ""))
+    if argument:  # an argument of the step, named by its place in the state
+        return "", "/".join(argument)
+    names = op_name.split("/")
+    phase = "forward again" if "rematted_computation" in names else "backward" if "transpose(" in op_name else \
+        "forward" if "jvp(" in op_name else ""
+    return phase, "/".join(name for name in names[:-1] if not _NO_MODULE.fullmatch(name))
