@@ -52,7 +52,7 @@ def _llama3(layers, width, heads, ff_width, learning_rate, layout):
 SIZES = {
     "7b": Size(32, 4096, 32, 32, 11008, 3e-4, _SQUARE | _saving("attention")),
     "13b": Size(40, 5120, 40, 40, 13824, 3e-4, _SQUARE | {"model.remat": "full"}),
-    "70b": Size(80, 8192, 64, 8, 28672, 1.5e-4, _CUBE | _MOST),
+    "70b": Size(80, 8192, 64, 8, 28672, 1.5e-4, _CUBE | _MOST | {"train.loss_chunk": 1024}),
     "3-8b": _llama3(32, 4096, 32, 14336, 3e-4, _SQUARE | _saving("attention") | {"train.loss_chunk": 2048}),
     "3-70b": _llama3(80, 8192, 64, 28672, 1.5e-4, _CUBE | _MOST | {"train.loss_chunk": 2048}),
 }

@@ -5,9 +5,11 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 # SciPy's fits are of a few numbers: where cores are busy, threads of BLAS make them tens of times slower.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# Shapes are tiny: what XLA would spend on better code for them, more than half of all the time of the tests, never comes back.
+# Shapes are tiny: what XLA would spend on better code for them, more than half of all the time of the tests, never comes back. Nor do
+# the 32 parts into which it cuts each program, to compile them side by side.
 os.environ["XLA_FLAGS"] = (f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 "
-                           "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false").strip()
+                           "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+                           "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1").strip()
 
 import hypothesis
 import jax
