@@ -26,7 +26,7 @@ fi
 if [ "${1:-}" = --notebooks ]; then
     shift
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[notebooks]'
-    set -- tests/notebooks "$@"
+    set -- "${workers[@]}" tests/notebooks "$@"
 fi
 [ $# -gt 0 ] || set -- "${workers[@]}"
 exec .venv/bin/python -m pytest "$@"

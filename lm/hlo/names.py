@@ -15,4 +15,10 @@ def phase_and_module(op_name: str) -> tuple[str, str]:
     names = op_name.split("/")
     phase = "forward again" if "rematted_computation" in names else "backward" if "transpose(" in op_name else \
         "forward" if "jvp(" in op_name else ""
-    return phase, "/".join(name for name in names[:-1] if not _NO_MODULE.fullmatch(name))
+    modules: list[str] = []
+    for name in names[:-1]:
+        if name == "shard_map" and modules:  # what a module maps over devices by itself, such as a kernel, is no module within it
+            break
+        if not _NO_MODULE.fullmatch(name):
+            modules.append(name)
+    return phase, "/".join(modules)

@@ -196,6 +196,8 @@ def test_collectives_carry_the_line_and_the_module_that_ask_for_them():
 @pytest.mark.parametrize(("name", "expected"), [
     ("jit(train_step)/jvp(Transformer)/while/body/closed_call/layers/attention/attention._project/remat2", ("forward", "layers/attention")),
     ("jit(train_step)/transpose(jvp(T))/while/body/checkpoint/rematted_computation/layers/up/convert", ("forward again", "layers/up")),
+    ("jit(step)/jvp(T)/while/body/layers/attention/attention._attend/shard_map/splash/pallas_call", ("forward", "layers/attention")),
+    ("jit(step)/jvp(T)/shard_map/while/body/layers/up/dot_general", ("forward", "layers/up")),
     ("jit(train_step)/transpose(jvp())/dot_general", ("backward", "")),
     ("jit(train_step)/reduce_sum", ("", "")),
     ("state.params[\\'unembedding\\'][\\'kernel\\']", ("", "unembedding/kernel")),
