@@ -9,6 +9,7 @@ from lm import config as configs
 from lm.describe import page
 from lm.describe.template import TEMPLATE
 from lm.errors import ConfigError
+from lm.hlo.names import phase_and_module
 
 # As many colours as can be told apart; what comes later is grey.
 COLOURS = 8
@@ -100,7 +101,8 @@ def _cell(value) -> str:
 
 def _largest(plan) -> dict | None:
     rows = [{"what": row["shape"], "times": row["count"], "bytes": f"{cli.human(row['bytes'])}B", "part of": row["part"],
-             "line": row["source"] or row["op_name"]} for row in plan["largest_buffers"]]
+             "in": " ".join(phase_and_module(row["op_name"])).strip(), "line": row["source"] or row["op_name"]}
+            for row in plan["largest_buffers"]]
     return _table(rows) if rows else None
 
 

@@ -64,7 +64,8 @@ def _chip(kind, peak, *, devices=1, share, tile=128, cores, lanes=_VECTOR, clock
 # peak, hbm, bandwidth, dcn: [G], v4's dcn and all of link and host: [S]. Clocks are the peak over the FLOPs that the matrix units do in a
 # cycle, [J] for v4. product_share is [X]: cycles that the compiler expects of a bfloat16 product of 8,192 cubed, against the peak.
 # hbm_share is [X] too: bytes/s in XLA's `optimal_seconds` of the sum of two large arrays, against the data sheet; of v6e and tpu7x it
-# takes all, which no DRAM gives, as it must refresh itself: 0.9, as for v5e. hbm of v5p is 96 and not the 95 GB of [G]: its compiler
+# takes all, which no DRAM gives, as it must refresh itself: 0.9, as for v5e. start is [X]: the fewest cycles that it expects of a fusion
+# that multiplies no matrices. hbm of v5p is 96 and not the 95 GB of [G]: its compiler
 # grants programs 95.7 GiB [X], and a bound must never rule out what fits. Prices: lists, on demand, in the US, November 2026.
 CHIPS = {chip.kind: chip for chip in (
     _chip("v4", KNOWN_PEAKS["TPU v4"], share=0.93, cores=2, lanes=_VECTOR_V4, clock=1.05e9, start=610, vmem=2 * 16, hbm=32,
