@@ -3,12 +3,13 @@
 import pickle
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.experimental import serialize_executable
 
 from lm.hlo.collectives import collectives
 from lm.hlo.text import parse
-from lm.plan import memory, topology
+from lm.plan import memory, program, topology
 from lm.plan.absent import job_of
 from lm.plan.program import compile_job, out_of_memory
 from lm.plan.roofline import estimate
@@ -65,6 +66,24 @@ def test_the_state_without_weights_has_the_bytes_of_the_program(here):
     batch = sum(array.nbytes for array in job.batch(0).values())
     counters = 8  # of the step and of Adam
     assert sizes["params"] + sizes["optimizer"] + batch + counters == pytest.approx(program.memory["argument"], abs=16)
+
+
+@pytest.mark.parametrize("name", ["cpu:8", "v5e:2x4"])
+def test_what_the_partitioner_complains_of_is_in_the_plan(name):
+    """That it copies a whole array to every device, which it says on standard error alone."""
+    if name != "cpu:8":
+        pytest.importorskip("libtpu", reason="the TPU compiler is not installed: pip install -e '.[plan]'")
+    automatic = (jax.sharding.AxisType.Auto,) * 3
+    mesh = jax.make_mesh((2, 2, 2), ("a", "b", "c"), axis_types=automatic, devices=topology.devices(topology.parse(name)))
+    rows_and_columns, rows = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (("a", "b"), (("a", "b", "c"), None)))
+    given = jax.ShapeDtypeStruct((24, 64), jnp.float32, sharding=rows_and_columns)
+
+    def complaints(cut):
+        with jax.set_mesh(mesh), uncached():
+            return program._compile(jax.jit(lambda x: jax.lax.with_sharding_constraint(2 * x, cut)).lower(given), {})[2]
+
+    (said,) = complaints(rows)
+    assert "Involuntary full rematerialization" in said and complaints(rows_and_columns) == []
 
 
 def test_what_the_sparse_core_sends_is_seen():
