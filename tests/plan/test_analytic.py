@@ -123,15 +123,21 @@ def test_other_families_have_bounds(keys):
     assert traced.row("none").kept > traced.row("full").kept and traced.layer > 0
 
 
+# Attention's kernel, and the product by which a TPU turns heads round for their positions, are no part of a bound.
+PLAIN = {"model__attention_kernel": "xla", "model__positions": "learned"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("keys", [{}, {"model__remat": "none", "mesh__tensor": 2, "mesh__fsdp": 2}], ids=["fsdp", "tensor"])
-def test_no_compiled_program_is_under_its_bound(keys, tmp_path):
+@pytest.mark.parametrize(("keys", "share"), [
+    ({}, 0.85), (PLAIN, 1.0), (PLAIN | {"model__remat": "none", "mesh__tensor": 2, "mesh__fsdp": 2}, 1.0),
+], ids=["fsdp", "fsdp-plain", "tensor-plain"])
+def test_no_compiled_program_is_under_its_bound(keys, share, tmp_path):
     pytest.importorskip("libtpu", reason="the TPU compiler is not installed: pip install -e '.[plan]'")
     config = tiny(**keys)
     plan, found = planning.plan(config, V5E, tmp_path, explain=False), analytic.lower_bound(config, V5E)
     assert plan["fits"] and found.memory <= plan["hbm_bytes_per_chip"]
     assert found.seconds <= 1.02 * plan["lower_bound_seconds"] <= plan["estimated_step_seconds"]
-    assert found.times["compute"] * 197e12 == pytest.approx(plan["flops_per_chip"], rel=0.05)
+    assert share - 1e-6 <= found.times["compute"] * 197e12 / plan["flops_per_chip"] <= 1 + 1e-6
     assert math.isfinite(found.serial)
 
 
