@@ -202,6 +202,13 @@ def test_what_runs_say_cannot_become_markup(tmp_path):
     assert r"\|" in table and table.count("\n") == 2
 
 
+def test_bytes_that_are_no_text_are_shown_as_pictures(tmp_path):
+    make_sweep(tmp_path, arms=("rnn", "gru"))
+    found = json.loads(json.dumps(results.gather(tmp_path)).replace("of <gru>", r"of\u0000\u001b\u0085\u007f\ta\nb"))
+    for text in (page(found), markdown.page(found)):
+        assert "of␀␛�␡\ta" in text and not {chr(code) for code in (*range(9), *range(14, 32), *range(127, 160))} & set(text)
+
+
 def test_sweeps_that_have_just_begun_or_lack_things_have_a_page_too(tmp_path):
     make_sweep(tmp_path, arms=("rnn", "gru"), skip=[(arm, seed) for arm in ("rnn", "gru") for seed in range(3)], tuned=False)
     for file in tmp_path.glob("arms/*/*.json"):

@@ -231,8 +231,8 @@ def test_latency_that_noise_hides_is_none_and_a_drift_of_the_machine_is_not_in_i
 def test_passages_are_of_the_text_whatever_the_tokenizer_and_as_long_as_the_model_has_room_for(lstm, monkeypatch):
     run = open_run(lstm[0])
     texts = ["one", "we the people in order to form a more perfect union establish justice", "ein Großmütterchen strickt " * 400,
-             "left out"]
-    documents = list(zip("abcd", texts, strict=True))
+             "left out", "我们人民为了建立更完"]
+    documents = list(zip("abcde", texts, strict=True))
 
     def found(tokenizer, room=None):
         split = types.SimpleNamespace(split_stores=lambda split: [TokenStore.from_documents(documents[:1], tokenizer),
@@ -242,9 +242,11 @@ def test_passages_are_of_the_text_whatever_the_tokenizer_and_as_long_as_the_mode
         return samples.passages(types.SimpleNamespace(config=run.config, model=model, tokenizer=tokenizer, objective=None), split)
 
     trained = train_tokenizer(iter(texts * 50), "bpe", 300)
-    assert found(ByteTokenizer()) == found(trained) == ["perfect union establish justice",
-                                                        "Großmütterchen strickt ein Großmütterchen strickt ein Großmütterchen strickt"]
-    assert found(ByteTokenizer(), room=32) == [] and found(ByteTokenizer(), room=33) == ["perfect union establish justice"]
+    expected = ["Großmütterchen strickt ein Großmütterchen strick", "perfect union establish justice"]
+    assert found(ByteTokenizer()) == found(trained) == expected
+    assert found(ByteTokenizer(), room=32) == ["我们人民为", "o"] and found(ByteTokenizer(), room=33)[0] == expected[1]
+    documents = [("a", "union"), ("b", "two words"), ("c", ""), ("d", "我们人民为了建立更完善的联邦树立" * 3)]
+    assert found(ByteTokenizer()) == ["我们人民为了建立更完善的联邦树立", "un"]
 
 
 def test_without_prompts_a_run_continues_passages_of_what_it_is_scored_on(lstm, trigram):

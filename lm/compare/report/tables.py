@@ -16,6 +16,8 @@ OF_RECALL = ("Nats per token, means over seeds. A target is a seen bigram where 
              "compare arms and not columns. The halves are of rows that say a run of text twice: what the second saves is copied.")
 # Of a score, what is flattened under its own name, or missing.
 _NESTED = ("train", "decode", "copy")
+# Control characters, which models of bytes write at first and no page may hold, as their pictures.
+_SHOWN = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 # Headings whose cells stand right; those of arms by their name beside them.
 NUMBERS = frozenset((
     "bits per byte", "p", "seeds", "seeds needed", "parameters", "tokens", "training FLOPs", "seconds",
@@ -129,7 +131,8 @@ def samples(results: dict) -> list[dict]:
     said: dict[tuple, list] = {}
     for arm in results["arms"]:
         for sample in next((score["samples"] for score in arm["scores"] if score.get("samples")), ()):
-            said.setdefault((sample["prompt"], _how(sample)), []).append({"arm": arm["name"], "how": _how(sample), "text": sample["text"]})
+            own = {"arm": arm["name"], "how": _how(sample), "text": sample["text"].translate(_SHOWN)}
+            said.setdefault((sample["prompt"].translate(_SHOWN), _how(sample)), []).append(own)
     return [{"prompt": prompt, "how": how, "texts": texts} for (prompt, how), texts in said.items()]
 
 
