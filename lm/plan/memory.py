@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from lm.hlo.names import phase_and_module
 from lm.hlo.text import Instruction, Module
 from lm.train.step import TrainState
 
@@ -16,6 +17,7 @@ _RANGE = re.compile(r"^    (\S+?)\{([\d,]*)\}:(\d+)-(\d+)$", re.MULTILINE)
 _VALUE = re.compile(r"^(?:allocation (\d+):| value: <\d+ (\S+?)(?:\{([\d,]*)\})?( \(phi\))? @(\d+)> \(size=(\d+),offset=(\d+)\): (\S+))",
                     re.MULTILINE)
 _INDEX = re.compile(r"\bindex=(\d+)")
+_LAYER = re.compile(r"\blayer_\d+\b")
 _HBM = "0"
 # Instructions that give another's results a name, and those that put them elsewhere.
 _NAMES = ("get-tuple-element", "bitcast")
@@ -182,10 +184,13 @@ def breakdown(peak: int, state: dict[str, int], held: list[Buffer]) -> dict[str,
 
 
 def largest(held: list[Buffer]) -> list[dict]:
-    """The LARGEST kinds of buffers at the peak: those of one shape from one line of ours are one, with their number."""
+    """The LARGEST kinds of buffers at the peak: those of one shape from one line of ours, for one module of any layer, are one, with their
+    number."""
     groups: dict[tuple, list[Buffer]] = {}
     for buffer in at_peak(held):
-        groups.setdefault((buffer.shape, buffer.source, buffer.part), []).append(buffer)
+        module = _LAYER.sub("layer_N", "/".join(phase_and_module(buffer.op_name)))
+        groups.setdefault((buffer.shape, buffer.source, buffer.part, module), []).append(buffer)
     rows = [{"bytes": sum(buffer.bytes for buffer in group), "count": len(group), "shape": shape, "part": part, "source": source,
-             "op_name": group[0].op_name} for (shape, source, part), group in groups.items()]
+             "op_name": _LAYER.sub("layer_N", group[0].op_name) if len(group) > 1 else group[0].op_name}
+            for (shape, source, part, _), group in groups.items()]
     return sorted(rows, key=lambda row: -row["bytes"])[:LARGEST]

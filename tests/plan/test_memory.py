@@ -114,6 +114,14 @@ def test_a_copy_is_what_it_is_a_copy_of_and_one_of_a_parameter_is_a_temporary(mo
     assert (found.part, found.source) == (part, source)
 
 
+def test_the_largest_are_of_one_module_and_of_all_layers():
+    names = [f"state.params['layer_{i}']['query']['kernel']" for i in range(3)] + ["state.params['unembedding']['kernel']"]
+    held = [memory.Buffer(100, 0, 5, "f32[4,4]", name, "", "params") for name in names]
+    assert [(row["count"], row["bytes"], row["op_name"]) for row in memory.largest(held)] == [
+        (3, 300, "state.params['layer_N']['query']['kernel']"), (1, 100, names[3])]
+    assert [row["op_name"] for row in memory.largest(held[2:3])] == [names[2]]
+
+
 def test_what_is_held_at_each_moment_adds_up():
     # What a loop carries lives on in it and after it, where it was, and counts once while one value of it follows another.
     totals = [size for _, size in memory.timeline(held())]
