@@ -27,7 +27,7 @@ def initial_values(model, seed: int) -> list[tuple[float, float] | None]:
     if sum(leaf.size for leaf in shapes) <= MOST_DRAWN:
         drawn = jax.tree.leaves(jax.jit(model.init)(jax.random.key(seed)))
         return [(float(np.mean(leaf)), float(np.std(leaf))) for leaf in drawn]
-    traced = jax.make_jaxpr(model.init)(jax.random.key(0)).jaxpr
+    traced = jax.make_jaxpr(model.init_boxed)(jax.random.key(0)).jaxpr
     entries = _Entries(traced, lambda number: None, np.random.default_rng(seed))
     samples = [entries.of(variable) for variable in traced.outvars]
     return [sample if sample is None else (float(np.mean(sample)), float(np.std(sample))) for sample in samples]

@@ -10,7 +10,7 @@ from lm import models, optim
 from lm.describe.components import part_of
 from lm.describe.initial import initial_values
 from lm.parallel.sharding import partition_spec, table
-from lm.train.step import init_state, state_shardings
+from lm.train.step import state_shardings
 
 HOST = "pinned_host"
 
@@ -29,7 +29,7 @@ def parameters(config, model, mesh) -> list[dict]:
     names = [_path(path) for path, _ in leaves]
     optimizer = optim.optimizer(config.optim, models.widening(config.model))
     shardings = state_shardings(model, optimizer, mesh, bool(config.train.ema), config.layout)
-    sizes, rules = _sizes(config, model, optimizer, shardings, names), table(config.layout.zero)
+    sizes, rules = _sizes(shardings, names), table(config.layout.zero)
     rows = []
     for (_, leaf), name, sharding, init in zip(leaves, names, jax.tree.leaves(shardings.state.params), initial_values(model, config.seed),
                                                strict=True):
@@ -57,11 +57,11 @@ def _axes(spec, dimensions: int) -> list[list[str]]:
     return named + [[] for _ in range(dimensions - len(named))]
 
 
-def _sizes(config, model, optimizer, shardings, names) -> dict[str, dict]:
+def _sizes(shardings, names) -> dict[str, dict]:
     """{name: {"device": {"parameters", "gradients", "optimizer", "ema"}, "host": bytes}} of one device; the optimizer's counters are too
     small to count."""
     sizes = {name: {"device": dict.fromkeys(("parameters", "gradients", "optimizer", "ema"), 0), "host": 0} for name in names}
-    state = jax.eval_shape(lambda key: init_state(model, optimizer, key, bool(config.train.ema)), jax.random.key(0))
+    state = shardings.shapes
     held = {"parameters": (state.params, shardings.state.params), "gradients": (state.params, shardings.gradients),
             "optimizer": (state.opt_state, shardings.state.opt_state), "ema": (state.ema, shardings.state.ema)}
     for kind, (tree, where) in held.items():

@@ -210,7 +210,7 @@ def gate_matrix(parameter, gates: int):
 def _orthogonal_gates(rng, shape, dtype):
     """An orthogonal matrix per gate: the state neither explodes nor vanishes at the start (Saxe et al. 2014)."""
     width, gates = shape[0], shape[1] // shape[0]
-    blocks = [nn.initializers.orthogonal()(key, (width, width), dtype) for key in jax.random.split(rng, gates)]
+    blocks = jax.lax.map(lambda key: nn.initializers.orthogonal()(key, (width, width), dtype), jax.random.split(rng, gates))
     return jnp.concatenate(blocks, axis=1)
 
 

@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lm.models.alike import drawn_together
+
 
 class Sizes(NamedTuple):
     """What a model must know of its data: ids of the tokens (an objective's own included), tokens of a row, ids of source tokens, and
@@ -46,7 +48,7 @@ class Model(abc.ABC):
 
     def init(self, rng: jax.Array):
         """Fresh float32 parameters: a nested dict of arrays."""
-        return nn.meta.unbox(self.init_boxed(rng))
+        return drawn_together(lambda rng: nn.meta.unbox(self.init_boxed(rng)), rng)
 
     def apply(self, params, batch: dict, noise: jax.Array | None = None) -> jax.Array:
         """Hidden states [B, T, D] in the compute type, of a batch with tokens, segments and positions [B, T].

@@ -52,7 +52,7 @@ class Job:
 
     @functools.cached_property
     def _init(self):
-        """`init_state` under jit: its one trace serves `abstract_state` and `initial_state`."""
+        """`init_state` under jit, compiled once for all seeds."""
         return jax.jit(functools.partial(init_state, self.model, self.optimizer, with_ema=bool(self.config.train.ema)),
                        out_shardings=self.shardings)
 
@@ -67,21 +67,21 @@ class Job:
 
     def abstract_state(self) -> TrainState:
         """Shapes, types and shardings of the state."""
-        key = jax.eval_shape(jax.random.key, self.config.seed)  # no value: the devices may be elsewhere
-        with jax.set_mesh(self.mesh):
-            shapes = self._init.eval_shape(key)
-        return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, self.shardings)
+        return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), self.lay.shapes,
+                            self.shardings)
 
     def resumed_state(self, restored) -> TrainState:
         """The state in a restored checkpoint."""
         step = jax.device_put(jnp.asarray(restored.step, jnp.int32), self.shardings.step)
         return TrainState(step, restored.items["params"], restored.items["opt_state"], restored.items.get("ema"))
 
-    def compiled(self, state: TrainState | None = None, steps: Callable[[], "Steps"] | None = None) -> tuple:
-        """(the compiled train step, or what `steps` gives; `state` or a fresh one, whose program is compiled beside the step's)."""
+    def compiled(self, state: TrainState | None = None, steps: Callable[[dict], "Steps"] | None = None) -> tuple:
+        """(the train step, compiled or what `steps` makes of `lowered_steps`; `state` or a fresh one, whose program is traced and compiled
+        while the step's, which takes longer, is compiled)."""
         with jax.set_mesh(self.mesh), ThreadPoolExecutor(1) as beside:
+            lowered = self.lowered_steps()
             fresh = None if state else beside.submit(self.initial_state)
-            step = (steps or self.compile_step)()
+            step = (steps or self.compile_step)(lowered)
             state = state or fresh.result()
         _release_memory()
         return step, state

@@ -136,13 +136,14 @@ def check_vocabulary(plan: Plan, job: Job):
                           "again with this tokenizer (--config.data.tokenizer=FILE), or with its number in --config.data.vocab_size")
 
 
-def steps(plan: Plan, job: Job, say) -> Steps:
-    """The train step: the plan's executable where it is this very program and can be loaded here, else compiled. `say` hears which.
+def steps(plan: Plan, job: Job, say, lowered: dict) -> Steps:
+    """The train step of `job.lowered_steps()`: the plan's executable where it is this very program and can be loaded here, else compiled.
+    `say` hears which.
 
     Batches of other shapes than the planned one have programs of their own, which are compiled. Processes agree: all of them load, or
     all compile. Call it under `jax.set_mesh`.
     """
-    lowered, shape = job.lowered_steps(), tuple(plan.launch["batch"])
+    shape = tuple(plan.launch["batch"])
     why = _why_not(plan, job, lowered.get(shape))
     loaded, why = (None, why) if why else _load(plan, job, lowered[shape])
     whys = processes.gather("planned executable", why)

@@ -3,6 +3,7 @@
 import functools
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -25,7 +26,11 @@ class TrainState(NamedTuple):
 
 def init_state(model, optimizer, rng: jax.Array, with_ema: bool) -> TrainState:
     """The state before the first step."""
-    params = model.init(rng)
+    return first_state(model.init(rng), optimizer, with_ema)
+
+
+def first_state(params, optimizer, with_ema: bool) -> TrainState:
+    """The state before the first step, of some parameters."""
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), params if with_ema else None)
 
 
@@ -102,10 +107,14 @@ def jitted_step(model, objective, optimizer, learning_rate, config, mesh, shardi
 
 
 class Shardings(NamedTuple):
-    """Where things lie: the state, and the gradients (as the parameters do, or under ZeRO-1 as the optimizer's state does)."""
+    """Where things lie: the state, and the gradients (as the parameters do, or under ZeRO-1 as the optimizer's state does).
+
+    `shapes` are those of the state, with its types.
+    """
 
     state: TrainState
     gradients: dict
+    shapes: TrainState
 
 
 def state_shardings(model, optimizer, mesh, with_ema: bool, layout) -> Shardings:
@@ -114,7 +123,7 @@ def state_shardings(model, optimizer, mesh, with_ema: bool, layout) -> Shardings
     boxed = jax.eval_shape(model.init_boxed, rng)
     params, cut = parameter_shardings(boxed, mesh, layout.zero), parameter_shardings(boxed, mesh)
     check_replication(boxed, cut, mesh, layout.zero)
-    abstract = jax.eval_shape(lambda key: init_state(model, optimizer, key, with_ema), rng)
+    abstract = jax.eval_shape(lambda boxed: first_state(nn.meta.unbox(boxed), optimizer, with_ema), boxed)
     by_path = {jax.tree_util.keystr(path): (leaf.shape, sharding) for (path, leaf), sharding in
                zip(jax.tree_util.tree_leaves_with_path(abstract.params), jax.tree.leaves(cut), strict=True)}
 
@@ -125,4 +134,4 @@ def state_shardings(model, optimizer, mesh, with_ema: bool, layout) -> Shardings
         return sharding.with_memory_kind("pinned_host") if layout.offload == "optimizer" else sharding
 
     opt_state = jax.tree_util.tree_map_with_path(beside, abstract.opt_state)
-    return Shardings(TrainState(replicated(mesh), params, opt_state, params if with_ema else None), cut)
+    return Shardings(TrainState(replicated(mesh), params, opt_state, params if with_ema else None), cut, abstract)

@@ -22,9 +22,10 @@ def build(family, vocab=3000, **settings):
     return models.build(section, vocab, 64, source_vocab=vocab)
 
 
-@pytest.mark.parametrize("family", ["transformer", "rnn", "nplm", "word2vec"])
-def test_samples_are_like_draws(monkeypatch, family):
-    model = build(family)
+@pytest.mark.parametrize(("family", "settings"), [("transformer", {}), ("transformer", {"layers": 2, "scan_layers": False}), ("rnn", {}),
+                                                  ("nplm", {}), ("word2vec", {})])
+def test_samples_are_like_draws(monkeypatch, family, settings):
+    model = build(family, **settings)
     drawn = initial.initial_values(model, 3)
     monkeypatch.setattr(initial, "MOST_DRAWN", 0)
     sampled = initial.initial_values(model, 3)

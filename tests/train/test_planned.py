@@ -218,7 +218,7 @@ def heard(plan, job, monkeypatch, other="compiled"):
     said = []
     monkeypatch.setattr(jobs.Job, "compile_step", lambda self, lowered: dict.fromkeys(lowered, other))
     with jax.set_mesh(job.mesh):
-        return planned.steps(plan, job, said.append), said
+        return planned.steps(plan, job, said.append, job.lowered_steps()), said
 
 
 CHANGES = {
