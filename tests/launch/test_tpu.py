@@ -153,7 +153,9 @@ def test_watch_does_not_take_the_answers_of_some_workers_for_those_of_all(cloud)
     cloud.states("NOT_FOUND", "ACTIVE|v5litepod-16||")
     # Worker 0 goes while it runs (its state was asked for), and gcloud answers for worker 1 alone, whose process has ended with 0.
     asked = f"sed '1,/worker.sh start/d' '{cloud.folder}/calls' | grep --quiet 'worker.sh status'"
-    gone = f"until {asked}; do sleep 0.05; done; rm -rf '{cloud.folder}/workers/worker-0'; touch '{cloud.folder}/gone'"
+    # At once: of a folder that is half deleted, a worker would say that it runs another command.
+    away = f"mv '{cloud.folder}/workers/worker-0' '{cloud.folder}/worker-that-was'"
+    gone = f"until {asked}; do sleep 0.05; done; {away}; touch '{cloud.folder}/gone'"
     code, _, error = tpu(cloud, "watch", *NEW, f"--setup=({gone}) >/dev/null 2>&1 &", *train(cloud, until=cloud.folder / "gone"))
     assert code == 1 and "did not answer" in error
 
