@@ -27,7 +27,10 @@ class Signals(contextlib.AbstractContextManager):
         return self
 
     def start_loop(self):
-        """From here on there is a step at hand."""
+        """From here on there is a step at hand. Stopped, where a signal came before and Python dropped what it raised, as it does in a
+        callback of the garbage collector (JAX has one)."""
+        if self.name and not self._in_loop:
+            raise Stopped(self.name)
         self._in_loop = True
         self._take(signal.SIGINT)
 
